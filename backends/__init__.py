@@ -1,0 +1,1 @@
+"""The backends that ship. Each lowers a Program to the payload of an artifact."""

@@ -1,0 +1,50 @@
+"""What a backend is: it says what it cannot do, and lowers what it can into the payload of an artifact."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+if TYPE_CHECKING:
+    from compiler.program import Program
+    from compiler.target import Target
+
+
+@dataclass(frozen=True)
+class Lowered:
+    """The payload that a backend wrote.
+
+    `entry` is the file to open, relative to the folder; `files` are all payload files, relative too. `runtime` names the engine
+    that opens it ("onnxruntime", "torch"), `requires` its packages with the least version. `kernels` counts the operators
+    of the lowered graph by name, so that what really runs can be read off. `options` are handed to the runtime.
+    """
+
+    entry: str
+    files: tuple[str, ...]
+    runtime: str
+    requires: dict[str, str]
+    instructions: tuple[str, ...] = ()
+    kernels: dict[str, int] = field(default_factory=dict)
+    options: dict[str, str | int | bool] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+
+class Backend(ABC):
+    """Lowers a Program for a target."""
+
+    name: ClassVar[str]
+    targets: ClassVar[tuple[str, ...]]
+
+    @abstractmethod
+    def refuses(self, program: Program, target: Target) -> str | None:
+        """Why this Program cannot be lowered for this target, or None when it can."""
+
+    def default_pipeline(self, target: Target) -> str:
+        """The passes that run when the user names none."""
+        return "canonicalize,fuse"
+
+    @abstractmethod
+    def lower(self, program: Program, target: Target, folder: Path) -> Lowered:
+        """Write the payload into `folder`, which exists and is empty."""

@@ -1,0 +1,83 @@
+"""A Program as text: stable across runs and machines, one line a node, with shapes in named dims."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import fx
+
+if TYPE_CHECKING:
+    from compiler.program import Program
+
+
+def program_text(program: Program) -> str:
+    """Inputs, one line a node, outputs. Nodes are numbered in order of appearance, so names of the tracer do not matter."""
+    symbols = _symbol_names(program)
+    names: dict[fx.Node, str] = {}
+    lines = []
+    count = 0
+    for node in program.graph.nodes:
+        if node.op == "placeholder":
+            names[node] = f"%{node.name}"
+            lines.append(f"input {names[node]} : {_value(node, symbols)}")
+        elif node.op == "get_attr":
+            names[node] = f"@{node.target}"
+        elif node.op == "output":
+            lines.append(f"return {_argument(node.args[0], names)}")
+        else:
+            names[node] = f"%{count}"
+            count += 1
+            arguments = [_argument(a, names) for a in node.args]
+            arguments += [f"{key}={_argument(a, names)}" for key, a in node.kwargs.items()]
+            lines.append(f"{names[node]} = {operator_name(node)}({', '.join(arguments)}) : {_value(node, symbols)}")
+    return "\n".join(lines) + "\n"
+
+
+def operator_name(node: fx.Node) -> str:
+    """`aten.linear` for a call of torch.ops.aten.linear.default; the overload is kept where it is not the default."""
+    if isinstance(node.target, torch._ops.OpOverload):
+        return str(node.target).removesuffix(".default")
+    if callable(node.target):
+        return getattr(node.target, "__name__", str(node.target))
+    return f"{node.op} {node.target}"
+
+
+def _symbol_names(program: Program) -> dict[str, str]:
+    from compiler.program import Dimension
+
+    symbols: dict[str, str] = {}
+    for spec, node in zip(program.inputs, program.placeholders(), strict=True):
+        value = node.meta.get("val")
+        if value is None:
+            continue
+        for dim, size in zip(spec.shape, value.shape, strict=True):
+            if isinstance(dim, Dimension):
+                symbols.setdefault(str(size), dim.name)
+    return symbols
+
+
+def _value(node: fx.Node, symbols: dict[str, str]) -> str:
+    value = node.meta.get("val")
+    if isinstance(value, torch.Tensor):
+        sizes = ", ".join(_named(str(size), symbols) for size in value.shape)
+        return f"{str(value.dtype).removeprefix('torch.')}[{sizes}]"
+    if isinstance(value, (tuple, list)):
+        return f"tuple of {len(value)}"
+    return _named(str(value), symbols) if value is not None else "?"
+
+
+def _named(expression: str, symbols: dict[str, str]) -> str:
+    return re.sub(r"[su]\d+", lambda match: symbols.get(match[0], match[0]), expression)
+
+
+def _argument(value: Any, names: dict[fx.Node, str]) -> str:
+    if isinstance(value, fx.Node):
+        return names.get(value, f"%{value.name}")
+    if isinstance(value, (tuple, list)):
+        inner = ", ".join(_argument(item, names) for item in value)
+        return f"({inner})" if isinstance(value, tuple) else f"[{inner}]"
+    if isinstance(value, torch.dtype):
+        return str(value).removeprefix("torch.")
+    return repr(value)

@@ -1,0 +1,117 @@
+"""The two makes of pass. A Rewrite is exact; a Graft is lossy and proposes a stand-in for one site at a time.
+
+A graft says only what stands in for a site. Which sites are grafted, what it costs, whether it stays and what is given back when
+a budget does not hold is the pipeline's work, the same for every graft.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from torch import nn
+
+from compiler.sites import Refusal, Site
+
+if TYPE_CHECKING:
+    from compiler.evidence import Evidence
+    from compiler.evidence.data import Dataset
+    from compiler.program import Program
+    from compiler.target import Target
+
+
+@dataclass(frozen=True)
+class PassContext:
+    """What every pass is given.
+
+    `data` has calibration batches that a pass may look at; the batches that score it are not for passes. `max_drop` is the
+    budget on the outputs (None: no budget), `tolerance` overrides the rounding allowed to rewrites (None: by dtype).
+    """
+
+    target: Target
+    data: Dataset
+    max_drop: float | None = None
+    seed: int = 0
+    tolerance: float | None = None
+    progress: Callable[[str], None] = lambda message: None
+
+
+@dataclass(frozen=True)
+class SiteOutcome:
+    """What became of one site in a graft pass.
+
+    `state` is "grafted", "softened" (the budget took back the first proposal and a gentler one stands), "returned" (the budget took
+    it back) or "refused". `drop` is what the site costs on its own, where that was measured.
+    """
+
+    site: str
+    kind: str
+    state: str
+    note: str = ""
+    drop: float | None = None
+
+
+@dataclass(frozen=True)
+class PassResult:
+    """What a pass did. `changed` names the nodes or sites; an empty tuple means that the pass found nothing to do."""
+
+    changed: tuple[str, ...] = ()
+    refusals: tuple[Refusal, ...] = ()
+    outcomes: tuple[SiteOutcome, ...] = ()
+    notes: tuple[str, ...] = ()
+    evidence: Evidence | None = None
+
+
+class Pass(ABC):
+    """What rewrites and grafts share: a kebab-case name, an optional family, and options as dataclass fields."""
+
+    name: ClassVar[str]
+    family: ClassVar[str | None] = None
+
+    @property
+    def summary(self) -> str:
+        """The first line of the docstring of the module the pass stands in, or of its class."""
+        import sys
+
+        text = sys.modules[type(self).__module__].__doc__ or type(self).__doc__ or ""
+        return text.strip().splitlines()[0] if text.strip() else ""
+
+
+class Rewrite(Pass):
+    """An exact pass: the same function, another graph. Idempotent; checked against the Program before it, to rounding."""
+
+    @abstractmethod
+    def rewrite(self, program: Program, context: PassContext) -> PassResult:
+        """Edit `program.graph_module` in place and say what changed."""
+
+
+@dataclass
+class Replacement:
+    """The module that stands in for a site: `module(*site.inputs)` gives what `site.output` gave.
+
+    `heal` names its parameters that healing may train. `gentler` is what the pipeline tries before it gives the site back entirely.
+    """
+
+    module: nn.Module
+    note: str
+    heal: tuple[str, ...] = ()
+    gentler: Callable[[], Replacement | Refusal] | None = field(default=None, repr=False)
+
+
+class Graft(Pass):
+    """A lossy pass over sites of the kinds it names."""
+
+    site_kinds: ClassVar[tuple[str, ...]]
+
+    @abstractmethod
+    def propose(self, site: Site, program: Program, context: PassContext) -> Replacement | Refusal:
+        """A stand-in initialised from the site's weights, or why there is none. Leaves the Program as it is."""
+
+
+def option_values(one: Pass) -> dict[str, Any]:
+    """The options of a pass with their values, in the order they are declared."""
+    from dataclasses import fields
+
+    return {option.name: getattr(one, option.name) for option in fields(one)}  # type: ignore[arg-type]
