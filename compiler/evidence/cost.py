@@ -1,0 +1,43 @@
+"""What a Program costs: stored bytes, arithmetic, and the memory of this process."""
+
+from __future__ import annotations
+
+import resource
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from compiler.program import storage_bytes
+
+if TYPE_CHECKING:
+    from compiler.program import Program
+
+
+def weight_bytes(program: Program) -> int:
+    """Bytes of all weights the graph uses, tied ones once."""
+    return storage_bytes(list(program.weights().values()))
+
+
+def flops(program: Program) -> int:
+    """Arithmetic of one run on the example inputs: matrix products, convolutions and attention; a multiply-add counts as two.
+
+    A quantized product counts as much as the float one that it stands for: FLOPs measure structure, bytes measure storage.
+    """
+    counter = FlopCounterMode(display=False)
+    with torch.no_grad(), counter:
+        program.graph_module(*program.example_inputs)
+    return int(counter.get_total_flops())
+
+
+def peak_memory_bytes() -> int:
+    """The largest resident size that this process has had."""
+    status = Path("/proc/self/status")
+    if status.is_file():
+        for line in status.read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

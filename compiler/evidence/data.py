@@ -1,0 +1,264 @@
+"""Data that evidence is taken on: text, jsonl, npz or a folder of these; without any, a small set that ships with the package.
+
+Samples are split in two by turns: calibration samples are for passes to look at, scoring samples judge the result.
+"""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from compiler.errors import CompilerError
+
+if TYPE_CHECKING:
+    from compiler.program import Program, TensorSpec
+
+SHIPPED_SENTENCES = Path(__file__).parent / "sentences.txt"
+SAMPLE_LIMIT = 512
+BATCH_SIZE = 16
+RANDOM_BATCH_COUNT = 4
+
+Batch = tuple[Tensor, ...]
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Batches in the order of a Program's inputs.
+
+    `scoring` judges, `calibration` is what passes may look at; they share no sample. `shipped` says that the user gave no data.
+    `mask_index` is the position of the input that marks padding, where there is one.
+    """
+
+    name: str
+    scoring: tuple[Batch, ...]
+    calibration: tuple[Batch, ...]
+    shipped: bool = False
+    mask_index: int | None = None
+
+    @property
+    def scoring_count(self) -> int:
+        """Samples that judge."""
+        return sum(len(batch[0]) for batch in self.scoring)
+
+    @property
+    def calibration_count(self) -> int:
+        """Samples that passes may look at."""
+        return sum(len(batch[0]) for batch in self.calibration)
+
+    def row_mask(self, batch: Batch, output: Tensor) -> Tensor | None:
+        """Which rows of an output [batch, tokens, width] are no padding; None where every row counts."""
+        if self.mask_index is None:
+            return None
+        mask = batch[self.mask_index]
+        return mask.bool() if output.dim() == 3 and output.shape[:2] == mask.shape else None
+
+
+def load_dataset(given: str | None, program: Program, seed: int = 0) -> Dataset:
+    """The data at path `given`, or shipped data, as batches for `program`.
+
+    Raises CompilerError when the data cannot be read, is empty or does not fit the inputs.
+    """
+    if given is None:
+        return _shipped(program, seed)
+    path = Path(given)
+    doing = f"reading data {given}"
+    if not path.exists():
+        raise CompilerError(doing, "there is no such file or folder", "Give a .txt, .jsonl or .npz file, or a folder of these.")
+    files = sorted(p for p in path.rglob("*") if p.suffix in READERS) if path.is_dir() else [path]
+    if not files:
+        raise CompilerError(doing, "the folder holds no .txt, .jsonl or .npz file", "Put the data there, or leave --data out.")
+    samples: list[str | Batch] = []
+    for file in files:
+        if file.suffix not in READERS:
+            raise CompilerError(doing, f"{file.suffix or file.name!r} is no known kind of data", "Known kinds: .txt, .jsonl, .npz.")
+        samples.extend(READERS[file.suffix](f"reading data {file}", file, program))
+    if len(samples) < 2:
+        raise CompilerError(doing, f"it holds {len(samples)} samples", "At least two are needed: one to calibrate, one to score.")
+    return _split(path.name, samples[:SAMPLE_LIMIT], program, shipped=False)
+
+
+def example_batch(specs: Sequence[TensorSpec], sizes: dict[str, int], seed: int, limits: dict[str, int] | None = None) -> Batch:
+    """Random inputs of the given sizes of symbolic dims: normal floats, small integers below `limits`, masks of ones."""
+    generator = torch.Generator().manual_seed(seed)
+    return tuple(_random_input(spec, sizes, generator, limits or {}) for spec in specs)
+
+
+def _shipped(program: Program, seed: int) -> Dataset:
+    if program.tokenizer is not None and any(spec.name == "input_ids" for spec in program.inputs):
+        lines: list[str | Batch] = list(SHIPPED_SENTENCES.read_text(encoding="utf-8").splitlines())
+        return _split("128 sentences shipped with Regraft", lines, program, shipped=True)
+    limits = _index_limits(program)
+    batches = []
+    for index in range(2 * RANDOM_BATCH_COUNT):
+        sizes = {d.name: _size_within(index, d.minimum, d.maximum) for d in program.dimensions.values()}
+        batches.append(example_batch(program.inputs, sizes, seed + 1 + index, limits))
+    usable = [batch for batch in batches if _runs(program, batch)] or [program.example_inputs]
+    return Dataset("random inputs", tuple(usable[::2]), tuple(usable[1::2]), True, _mask_index(program))
+
+
+def _size_within(index: int, minimum: int, maximum: int | None) -> int:
+    wanted = max(minimum, 2 + index % 3)
+    return wanted if maximum is None else min(wanted, maximum)
+
+
+def _runs(program: Program, batch: Batch) -> bool:
+    try:
+        program.run(*batch)
+    except (RuntimeError, ValueError, IndexError):  # sizes that the model relates in a way the specs do not say
+        return False
+    return True
+
+
+def _split(name: str, samples: Sequence[str | Batch], program: Program, *, shipped: bool) -> Dataset:
+    mask = _mask_index(program)
+    return Dataset(name, _batches(samples[1::2], program), _batches(samples[::2], program), shipped, mask)
+
+
+def _batches(samples: Sequence[str | Batch], program: Program) -> tuple[Batch, ...]:
+    texts = [sample for sample in samples if isinstance(sample, str)]
+    ready = [sample for sample in samples if not isinstance(sample, str)]
+    batches = []
+    if texts:
+        encode = _encoder(program)
+        batches = [encode(texts[start : start + BATCH_SIZE]) for start in range(0, len(texts), BATCH_SIZE)]
+    return tuple(batches + ready)
+
+
+def _encoder(program: Program) -> Callable[[Sequence[str]], Batch]:
+    """A function from texts to a padded batch in the order of the inputs."""
+    from compiler.runtime.text import TextEncoder
+
+    assert program.tokenizer is not None
+    sequence = next((d for d in program.dimensions.values() if d.name == "sequence"), None)
+    limit = min(256, sequence.maximum) if sequence is not None and sequence.maximum else 256
+    encoder = TextEncoder.open(program.tokenizer, max_length=limit)
+    names = [spec.name for spec in program.inputs]
+
+    def encode(texts: Sequence[str]) -> Batch:
+        arrays = encoder.encode(list(texts), names)
+        return tuple(torch.from_numpy(arrays[spec.name]).to(getattr(torch, spec.dtype)) for spec in program.inputs)
+
+    return encode
+
+
+def _read_text(doing: str, path: Path, program: Program) -> list[str | Batch]:
+    _require_tokenizer(doing, program)
+    return [line.strip() for line in _text_of(doing, path).splitlines() if line.strip()]
+
+
+def _read_jsonl(doing: str, path: Path, program: Program) -> list[str | Batch]:
+    samples: list[str | Batch] = []
+    for number, line in enumerate(_text_of(doing, path).splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            value = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise CompilerError(doing, f"line {number} is no JSON ({error.msg})", "Each line is one JSON object.") from None
+        samples.append(_json_sample(doing, number, value, program))
+    return samples
+
+
+def _json_sample(doing: str, number: int, value: Any, program: Program) -> str | Batch:
+    if isinstance(value, str):
+        value = {"text": value}
+    if isinstance(value, dict) and isinstance(value.get("text"), str):
+        _require_tokenizer(doing, program)
+        return str(value["text"])
+    if isinstance(value, dict) and all(spec.name in value for spec in program.inputs):
+        try:
+            arrays = {spec.name: np.asarray(value[spec.name], dtype=_numpy_name(spec.dtype))[None] for spec in program.inputs}
+        except (ValueError, TypeError) as error:
+            raise CompilerError(doing, f"line {number}: {error}", "Give rectangular arrays of numbers.") from None
+        return _checked(f"{doing}, line {number}", arrays, program)
+    names = ", ".join(spec.name for spec in program.inputs)
+    raise CompilerError(doing, f'line {number} has neither "text" nor the inputs {names}', 'Write {"text": "..."} on each line.')
+
+
+def _read_npz(doing: str, path: Path, program: Program) -> list[str | Batch]:
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            arrays = {name: archive[name] for name in archive.files}
+    except (OSError, ValueError, zipfile.BadZipFile, EOFError) as error:
+        raise CompilerError(doing, f"it is no readable .npz file ({error})", "Write it with numpy.savez, without objects.") from None
+    missing = [spec.name for spec in program.inputs if spec.name not in arrays]
+    if missing:
+        hint = f"The file has {', '.join(arrays) or 'nothing'}; the model's inputs are {', '.join(s.name for s in program.inputs)}."
+        raise CompilerError(doing, f"it has no array {missing[0]!r}", hint)
+    whole = _checked(doing, arrays, program)
+    count = min(len(tensor) for tensor in whole)
+    return [tuple(tensor[i : i + 1] for tensor in whole) for i in range(count)]
+
+
+READERS: dict[str, Callable[[str, Path, Any], list[str | Batch]]] = {
+    ".txt": _read_text,
+    ".md": _read_text,
+    ".jsonl": _read_jsonl,
+    ".npz": _read_npz,
+}
+
+
+def _checked(doing: str, arrays: dict[str, np.ndarray[Any, Any]], program: Program) -> Batch:
+    tensors = []
+    for spec in program.inputs:
+        array = arrays[spec.name]
+        fits = array.ndim == len(spec.shape) and all(
+            not isinstance(want, int) or want == have or index == 0
+            for index, (want, have) in enumerate(zip(spec.shape, array.shape, strict=True))
+        )
+        if not fits:
+            raise CompilerError(doing, f"{spec.name} has shape {list(array.shape)}", f"The model takes {spec}.")
+        if array.dtype.kind not in "fiub":
+            raise CompilerError(doing, f"{spec.name} has dtype {array.dtype}", f"The model takes {spec}.")
+        tensors.append(torch.from_numpy(np.ascontiguousarray(array)).to(getattr(torch, spec.dtype)))
+    return tuple(tensors)
+
+
+def _numpy_name(dtype: str) -> str:
+    return "float32" if dtype == "bfloat16" else dtype
+
+
+def _text_of(doing: str, path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise CompilerError(doing, f"it is no readable UTF-8 text ({error})", "Save it as UTF-8.") from None
+
+
+def _require_tokenizer(doing: str, program: Program) -> None:
+    if program.tokenizer is None:
+        raise CompilerError(doing, "the model has no tokenizer to read text with", "Give arrays for its inputs as .npz.")
+
+
+def _mask_index(program: Program) -> int | None:
+    names: Iterable[str] = (spec.name for spec in program.inputs)
+    return next((index for index, name in enumerate(names) if name == "attention_mask"), None)
+
+
+def _random_input(spec: TensorSpec, sizes: dict[str, int], generator: torch.Generator, limits: dict[str, int]) -> Tensor:
+    shape = [size if isinstance(size, int) else sizes.get(size.name, max(2, size.minimum)) for size in spec.shape]
+    dtype: torch.dtype = getattr(torch, spec.dtype)
+    if "mask" in spec.name or dtype == torch.bool:
+        return torch.ones(shape, dtype=dtype)
+    if dtype.is_floating_point:
+        return torch.randn(shape, generator=generator, dtype=torch.float32).to(dtype)
+    return torch.randint(0, limits.get(spec.name, 2), shape, generator=generator, dtype=dtype)
+
+
+def _index_limits(program: Program) -> dict[str, int]:
+    """The vocabulary size of each input that an embedding site looks up."""
+    from compiler.sites import Site, find_sites
+
+    limits: dict[str, int] = {}
+    for site in find_sites(program, ("embedding",)):
+        if isinstance(site, Site) and site.inputs[0].op == "placeholder":
+            limits[site.inputs[0].name] = int(site.bindings["vocabulary_size"])
+    return limits

@@ -1,0 +1,207 @@
+"""Applies one graft: proposes, puts stand-ins in, measures, and gives sites back, worst first, until the budget holds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from torch import Tensor, fx
+
+from compiler.evidence.fidelity import measure_fidelity, reference_outputs
+from compiler.rewriting import Graft, PassContext, PassResult, Replacement, SiteOutcome
+from compiler.sites import Refusal, Site, find_sites
+
+if TYPE_CHECKING:
+    from compiler.program import Program
+
+
+@dataclass
+class GraftedSite:
+    """A site with its ladder of stand-ins. Rung 0 is the first proposal; past the last rung stands the original."""
+
+    site: Site
+    rungs: list[Replacement]
+    calls: dict[int, fx.Node] = field(default_factory=dict)
+    rung: int = 0
+    drop: float | None = None
+    active: fx.Node | None = None
+
+    @property
+    def returned(self) -> bool:
+        """Whether the original stands again."""
+        return self.rung >= len(self.rungs)
+
+
+def apply_graft(graft: Graft, program: Program, reference: Sequence[Tensor], context: PassContext) -> tuple[Program, PassResult]:
+    """The Program with the graft's stand-ins, within `context.max_drop` of `reference` on the scoring data where a budget is set."""
+    work = program.copy()
+    grafted, refused = _propose_all(graft, work, context)
+    if not grafted:
+        outcomes = tuple(SiteOutcome(r.name, r.kind, "refused", r.reason) for r in refused)
+        return program, PassResult(refusals=tuple(refused), outcomes=outcomes)
+    bench = _Workbench(graft, work, grafted)
+    for index in range(len(grafted)):
+        bench.set_rung(index, 0)
+    notes: tuple[str, ...] = ()
+    if context.max_drop is not None and context.data.scoring:
+        notes = _hold_budget(bench, reference, context)
+    result = PassResult(
+        changed=tuple(item.site.name for item in grafted if not item.returned),
+        refusals=tuple(refused),
+        outcomes=tuple(_outcomes(grafted, refused)),
+        notes=notes,
+    )
+    if not result.changed:
+        return program, result
+    finished = bench.trial()
+    finished.refresh()
+    return finished.flattened(), result
+
+
+def _propose_all(graft: Graft, program: Program, context: PassContext) -> tuple[list[GraftedSite], list[Refusal]]:
+    grafted: list[GraftedSite] = []
+    refused: list[Refusal] = []
+    for site in find_sites(program, graft.site_kinds):
+        if isinstance(site, Refusal):
+            refused.append(site)
+            continue
+        context.progress(f"{graft.name}: {site.name}")
+        proposal = graft.propose(site, program, context)
+        if isinstance(proposal, Refusal):
+            refused.append(Refusal(proposal.reason, proposal.node, proposal.name or site.name, proposal.kind or site.kind))
+        else:
+            grafted.append(GraftedSite(site, [proposal]))
+    return grafted, refused
+
+
+class _Workbench:
+    """Puts rungs of stand-ins in and out of a Program; the nodes they replace stay until `trial` drops what is dead."""
+
+    def __init__(self, graft: Graft, program: Program, grafted: list[GraftedSite]) -> None:
+        self.graft = graft
+        self.program = program
+        self.grafted = grafted
+        self._active: dict[fx.Node, fx.Node] = {}
+
+    def trial(self) -> Program:
+        """A runnable copy of the Program as it is arranged now, without dead nodes."""
+        copy = self.program.copy()
+        copy.graph.eliminate_dead_code()
+        copy.graph_module.recompile()
+        return copy
+
+    def set_rung(self, index: int, rung: int) -> None:
+        """Let rung `rung` of a site stand; a rung past the last gives the original back."""
+        item = self.grafted[index]
+        now = item.active or item.site.output
+        wanted = item.site.output if rung >= len(item.rungs) else self._call(item, rung)
+        item.rung = rung
+        if wanted is now:
+            return
+        now.replace_all_uses_with(wanted)
+        item.active = wanted
+        self._active[item.site.output] = wanted
+
+    def soften(self, index: int) -> None:
+        """One rung down: the gentler proposal if there is one, otherwise the original."""
+        item = self.grafted[index]
+        if item.rung == len(item.rungs) - 1:
+            last = item.rungs[-1]
+            gentler = last.gentler() if last.gentler is not None else None
+            if isinstance(gentler, Replacement):
+                item.rungs.append(gentler)
+        self.set_rung(index, item.rung + 1)
+
+    def _call(self, item: GraftedSite, rung: int) -> fx.Node:
+        if rung in item.calls:
+            return item.calls[rung]
+        name = self.program.free_name(f"{_module_path(item.site)}.{self.graft.name.replace('-', '_')}")
+        self.program.graph_module.add_submodule(name, item.rungs[rung].module.eval())
+        output = item.site.output
+        with self.program.graph.inserting_before(output):
+            call = self.program.graph.call_module(name, tuple(self._active.get(node, node) for node in item.site.inputs))
+        for key in ("val", "nn_module_stack", "source_fn_stack"):
+            if key in output.meta:
+                call.meta[key] = output.meta[key]
+        item.calls[rung] = call
+        return call
+
+
+def _hold_budget(bench: _Workbench, reference: Sequence[Tensor], context: PassContext) -> tuple[str, ...]:
+    """Give back as few sites as it takes, worst first. The ranking is made on calibration data, the budget held on scoring data."""
+    assert context.max_drop is not None
+    data = context.data
+    drop = measure_fidelity(bench.trial(), reference, data, data.scoring).drop
+    if drop <= context.max_drop:
+        return ()
+    _rank_alone(bench, context)
+    order = sorted(range(len(bench.grafted)), key=lambda i: -(bench.grafted[i].drop or 0.0))
+    ladder = [_all_rungs(bench.grafted[index]) for index in range(len(bench.grafted))]
+    steps = [(index, rung) for rung in range(1, max(ladder) + 1) for index in order if rung <= ladder[index]]
+
+    def holds(count: int) -> bool:
+        state = dict.fromkeys(order, 0)
+        state.update({index: rung for index, rung in steps[:count]})
+        for index, rung in state.items():
+            bench.set_rung(index, rung)
+        context.progress(f"{bench.graft.name}: budget, {count} of {len(steps)} steps given back")
+        return measure_fidelity(bench.trial(), reference, data, data.scoring).drop <= context.max_drop  # type: ignore[operator]
+
+    count = _smallest(len(steps), holds)
+    holds(count)
+    return (f"drop was {drop:.4g} with every site grafted; {count} of {len(steps)} steps were given back to hold {context.max_drop:g}",)
+
+
+def _all_rungs(item: GraftedSite) -> int:
+    """Build the whole ladder of a site and return the rung at which the original stands."""
+    while (last := item.rungs[-1]).gentler is not None:
+        gentler = last.gentler()
+        if not isinstance(gentler, Replacement):
+            break
+        item.rungs.append(gentler)
+    return len(item.rungs)
+
+
+def _smallest(limit: int, holds: Callable[[int], bool]) -> int:
+    """The smallest count up to `limit` for which `holds`, taking it as monotone; `limit` gives everything back and always holds."""
+    low, high = 0, limit
+    while low < high:
+        middle = (low + high) // 2
+        if holds(middle):
+            high = middle
+        else:
+            low = middle + 1
+    return low
+
+
+def _rank_alone(bench: _Workbench, context: PassContext) -> None:
+    """Measure what each site costs when it alone is grafted."""
+    batches = context.data.calibration or context.data.scoring
+    for index, item in enumerate(bench.grafted):
+        bench.set_rung(index, len(item.rungs))
+    expected = reference_outputs(bench.trial(), batches)
+    for index, item in enumerate(bench.grafted):
+        context.progress(f"{bench.graft.name}: what {item.site.name} costs alone")
+        bench.set_rung(index, 0)
+        item.drop = measure_fidelity(bench.trial(), expected, context.data, batches).drop
+        bench.set_rung(index, len(item.rungs))
+    for index in range(len(bench.grafted)):
+        bench.set_rung(index, 0)
+
+
+def _outcomes(grafted: Sequence[GraftedSite], refused: Sequence[Refusal]) -> list[SiteOutcome]:
+    outcomes = []
+    for item in grafted:
+        if item.returned:
+            state, note = "returned", "over budget: the original stands"
+        else:
+            state, note = ("softened" if item.rung else "grafted"), item.rungs[item.rung].note
+        outcomes.append(SiteOutcome(item.site.name, item.site.kind, state, note, item.drop))
+    return outcomes + [SiteOutcome(r.name, r.kind, "refused", r.reason) for r in refused]
+
+
+def _module_path(site: Site) -> str:
+    """Where the stand-in's weights are stored: beside the site's own."""
+    weight = site.bindings.get("weight")
+    return str(weight).rpartition(".")[0] or site.name if weight else site.name

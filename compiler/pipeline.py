@@ -1,0 +1,143 @@
+"""Runs named passes in order: run, check, take evidence, keep or give back, record."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from compiler.errors import CompilerError
+from compiler.evidence import Evidence, Probe
+from compiler.evidence.cost import flops, peak_memory_bytes, weight_bytes
+from compiler.evidence.fidelity import measure_fidelity, reference_outputs
+from compiler.grafting import apply_graft
+from compiler.program import Program, TrailEntry
+from compiler.recipe import spec_of
+from compiler.rewriting import Graft, Pass, PassContext, PassResult, Rewrite, option_values
+
+if TYPE_CHECKING:
+    from compiler.hookspecs import Hooks
+
+TOLERANCE = {"float64": 1e-9, "float32": 1e-4, "bfloat16": 5e-2, "float16": 1e-2}
+"""Largest error of a rewrite relative to the largest output, by dtype of the output: rounding in another order, no more."""
+
+
+@dataclass(frozen=True)
+class PassRecord:
+    """One pass of a pipeline as the report shows it."""
+
+    name: str
+    options: dict[str, Any]
+    make: str
+    result: PassResult
+    evidence: Evidence
+
+    @property
+    def text(self) -> str:
+        """The pass as it is written in --passes, with all options."""
+        from compiler.recipe import PassSpec
+
+        return str(PassSpec(self.name, self.options))
+
+
+class Pipeline:
+    """Passes in order, over one Program and one set of data."""
+
+    def __init__(self, passes: Sequence[Pass], context: PassContext, hooks: Hooks | None = None, probes: Sequence[Probe] = ()) -> None:
+        self.passes = list(passes)
+        self.context = context
+        self.hooks = hooks
+        self.probes = list(probes)
+
+    def run(self, program: Program) -> tuple[Program, Evidence, list[PassRecord]]:
+        """The Program after all passes, the evidence before the first, and a record a pass. `program` itself is left alone."""
+        reference = reference_outputs(program, self.context.data.scoring)
+        before = self.take_evidence(program, reference, time.perf_counter())
+        records: list[PassRecord] = []
+        evidence = before
+        for one in self.passes:
+            started = time.perf_counter()
+            self.context.progress(one.name)
+            if self.hooks is not None:
+                self.hooks.before_pass(name=one.name, program=program, context=self.context)
+            program, result = self._run_one(one, program, reference, [record.name for record in records])
+            if result.changed:
+                evidence = self.take_evidence(program, reference, started)
+            else:
+                evidence = replace(evidence, seconds=time.perf_counter() - started, peak_memory_bytes=peak_memory_bytes())
+            result = replace(result, evidence=evidence)
+            records.append(PassRecord(one.name, option_values(one), make_of(one), result, evidence))
+            program.trail.append(TrailEntry(one.name, dict(spec_of(one).options), result.changed))
+            if self.hooks is not None:
+                self.hooks.after_pass(name=one.name, program=program, result=result)
+        return program, before, records
+
+    def take_evidence(self, program: Program, reference: Sequence[Tensor], started: float) -> Evidence:
+        """Fidelity to `reference` on the scoring data, cost, and the scores of every probe that applies."""
+        data = self.context.data
+        fidelity = measure_fidelity(program, reference, data, data.scoring) if data.scoring else None
+        return Evidence(
+            fidelity=fidelity,
+            weight_bytes=weight_bytes(program),
+            flops=flops(program),
+            probes={probe.name: probe.score(program, self.context.seed) for probe in self.probes if probe.applies(program)},
+            seconds=time.perf_counter() - started,
+            peak_memory_bytes=peak_memory_bytes(),
+        )
+
+    def _run_one(self, one: Pass, program: Program, reference: Sequence[Tensor], ran: list[str]) -> tuple[Program, PassResult]:
+        if isinstance(one, Graft):
+            return apply_graft(one, program, reference, self.context)
+        assert isinstance(one, Rewrite)
+        after = program.copy()
+        result = one.rewrite(after, self.context)
+        if not result.changed:
+            return program, result
+        after.refresh()
+        check_exact(one.name, program, after, self.context, ran)
+        return after, result
+
+
+def make_of(one: Pass | type[Pass]) -> str:
+    """`graft` or `rewrite`."""
+    cls = one if isinstance(one, type) else type(one)
+    return "graft" if issubclass(cls, Graft) else "rewrite"
+
+
+def check_exact(name: str, before: Program, after: Program, context: PassContext, ran: Sequence[str] = ()) -> float:
+    """The largest relative error that rewrite `name` made, on the example inputs and on data of another size.
+
+    Raises CompilerError when it is more than rounding.
+    """
+    worst = 0.0
+    batches = [before.example_inputs, *context.data.calibration[:1]]
+    for batch in batches:
+        for spec, left, right in zip(before.outputs, before.run(*batch), after.run(*batch), strict=True):
+            error = relative_error(right, left)
+            allowed = context.tolerance if context.tolerance is not None else TOLERANCE.get(spec.dtype, 0.0)
+            if not error <= allowed:
+                earlier = f" after {', '.join(ran)}" if ran else ""
+                problem = f"output {spec.name} moved by {error:.2g} (allowed for {spec.dtype}: {allowed:g}){earlier}"
+                hint = f"The pass is at fault, not the model: leave {name} out and report it."
+                raise CompilerError(f"checking that {name} is exact", problem, hint)
+            worst = max(worst, error)
+    return worst
+
+
+def relative_error(found: Tensor, expected: Tensor) -> float:
+    """Largest absolute difference over the largest expected magnitude; equal non-finite values do not count."""
+    if found.shape != expected.shape:
+        return float("inf")
+    if expected.numel() == 0:
+        return 0.0
+    left, right = found.double(), expected.double()
+    same = (left == right) | (left.isnan() & right.isnan())
+    difference = torch.where(same, 0.0, (left - right).abs())
+    finite = right[torch.isfinite(right)]
+    scale = float(finite.abs().max()) if finite.numel() else 1.0
+    largest = float(difference.max())
+    return float("inf") if largest != largest else largest / max(scale, 1e-6)
