@@ -1,0 +1,34 @@
+"""The error for a MODEL that no frontend accepts, with the hint that helps most."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from compiler.errors import CompilerError, nearest
+from compiler.frontends import Frontend
+
+
+def no_such_model(model: str, frontends: Sequence[Frontend]) -> CompilerError:
+    """Say whether the model is missing or only of an unknown kind, and name what is near or what is possible."""
+    doing = f"reading model {model!r}"
+    path = Path(model).expanduser()
+    if path.is_dir():
+        found = ", ".join(sorted(entry.name for entry in path.iterdir())[:6])
+        hint = f"It holds: {found or 'nothing'}. Point to the folder that has config.json."
+        return CompilerError(doing, "the folder has no config.json", hint)
+    if path.is_file():
+        problem = f"files that end in {path.suffix or 'nothing'!r} are not read"
+        return CompilerError(doing, problem, _possible(frontends))
+    return CompilerError(doing, "there is no such model", _near(path) or _possible(frontends))
+
+
+def _near(path: Path) -> str | None:
+    if not path.parent.is_dir():
+        return f"There is no folder {str(path.parent)!r} either."
+    found = nearest(path.name, [entry.name for entry in path.parent.iterdir()])
+    return f"Did you mean {str(path.parent / found)!r}?" if found else None
+
+
+def _possible(frontends: Sequence[Frontend]) -> str:
+    return f"A model is one of: {', '.join(frontend.form for frontend in frontends)}."
