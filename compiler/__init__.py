@@ -1,7 +1,7 @@
 """Regraft: a plugin-based model compiler.
 
-`compiler.passes`, `compiler.backends` and `compiler.plugins` stand beside this package in a checkout and inside it in a wheel;
-appending the checkout's root to `__path__` makes both import alike. Importing this package loads nothing heavy.
+`compiler.passes`, `compiler.backends` and `compiler.plugins` stand beside this package in a checkout and inside it in a
+wheel; appending the checkout's root to `__path__` makes both import alike. Importing this package loads nothing heavy.
 """
 
 from pathlib import Path

@@ -16,9 +16,10 @@ if TYPE_CHECKING:
 class Lowered:
     """The payload that a backend wrote.
 
-    `entry` is the file to open, relative to the folder; `files` are all payload files, relative too. `runtime` names the engine
-    that opens it ("onnxruntime", "torch"), `requires` its packages with the least version. `kernels` counts the operators
-    of the lowered graph by name, so that what really runs can be read off. `options` are handed to the runtime.
+    `entry` is the file to open, relative to the folder; `files` are all payload files, relative too. `runtime` names
+    the engine that opens it ("onnxruntime", "torch"), `requires` its packages with the least version. `kernels` counts
+    the operators of the lowered graph by name, so that what really runs can be read off. `options` are handed to the
+    runtime.
     """
 
     entry: str

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class CompileResult:
-    """What a compile gave: the finished Program, the evidence before and after every pass, and the artifact's folder."""
+    """What a compile gave: the finished Program, the evidence before and after every pass, the artifact's folder."""
 
     recipe: Recipe
     program: Program
@@ -56,7 +56,8 @@ def compile_model(
 ) -> CompileResult:
     """Compile `recipe.model` as the recipe says and write the artifact to `folder`.
 
-    Raises CompilerError for what the user can mend; then nothing has been written and an artifact that stood in `folder` is whole.
+    Raises CompilerError for what the user can mend; then nothing has been written and an artifact that stood in
+    `folder` is whole.
     """
     started = time.perf_counter()
     from compiler.artifact import check_output_folder, write_artifact

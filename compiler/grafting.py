@@ -1,4 +1,4 @@
-"""Applies one graft: proposes, puts stand-ins in, measures, and gives sites back, worst first, until the budget holds."""
+"""Applies one graft: proposes, puts stand-ins in, measures, gives sites back, worst first, until the budget holds."""
 
 from __future__ import annotations
 
@@ -33,8 +33,12 @@ class GraftedSite:
         return self.rung >= len(self.rungs)
 
 
-def apply_graft(graft: Graft, program: Program, reference: Sequence[Tensor], context: PassContext) -> tuple[Program, PassResult]:
-    """The Program with the graft's stand-ins, within `context.max_drop` of `reference` on the scoring data where a budget is set."""
+def apply_graft(
+    graft: Graft, program: Program, reference: Sequence[Tensor], context: PassContext
+) -> tuple[Program, PassResult]:
+    """The Program with the graft's stand-ins, within `context.max_drop` of `reference` on the scoring data where a
+    budget is set.
+    """
     work = program.copy()
     grafted, refused = _propose_all(graft, work, context)
     if not grafted:
@@ -69,7 +73,9 @@ def _propose_all(graft: Graft, program: Program, context: PassContext) -> tuple[
         context.progress(f"{graft.name}: {site.name}")
         proposal = graft.propose(site, program, context)
         if isinstance(proposal, Refusal):
-            refused.append(Refusal(proposal.reason, proposal.node, proposal.name or site.name, proposal.kind or site.kind))
+            refused.append(
+                Refusal(proposal.reason, proposal.node, proposal.name or site.name, proposal.kind or site.kind)
+            )
         else:
             grafted.append(GraftedSite(site, [proposal]))
     return grafted, refused
@@ -103,16 +109,6 @@ class _Workbench:
         item.active = wanted
         self._active[item.site.output] = wanted
 
-    def soften(self, index: int) -> None:
-        """One rung down: the gentler proposal if there is one, otherwise the original."""
-        item = self.grafted[index]
-        if item.rung == len(item.rungs) - 1:
-            last = item.rungs[-1]
-            gentler = last.gentler() if last.gentler is not None else None
-            if isinstance(gentler, Replacement):
-                item.rungs.append(gentler)
-        self.set_rung(index, item.rung + 1)
-
     def _call(self, item: GraftedSite, rung: int) -> fx.Node:
         if rung in item.calls:
             return item.calls[rung]
@@ -120,7 +116,9 @@ class _Workbench:
         self.program.graph_module.add_submodule(name, item.rungs[rung].module.eval())
         output = item.site.output
         with self.program.graph.inserting_before(output):
-            call = self.program.graph.call_module(name, tuple(self._active.get(node, node) for node in item.site.inputs))
+            call = self.program.graph.call_module(
+                name, tuple(self._active.get(node, node) for node in item.site.inputs)
+            )
         for key in ("val", "nn_module_stack", "source_fn_stack"):
             if key in output.meta:
                 call.meta[key] = output.meta[key]
@@ -129,7 +127,9 @@ class _Workbench:
 
 
 def _hold_budget(bench: _Workbench, reference: Sequence[Tensor], context: PassContext) -> tuple[str, ...]:
-    """Give back as few sites as it takes, worst first. The ranking is made on calibration data, the budget held on scoring data."""
+    """Give back as few sites as it takes, worst first. The ranking is made on calibration data, the budget held on
+    scoring data.
+    """
     assert context.max_drop is not None
     data = context.data
     drop = measure_fidelity(bench.trial(), reference, data, data.scoring).drop
@@ -142,7 +142,7 @@ def _hold_budget(bench: _Workbench, reference: Sequence[Tensor], context: PassCo
 
     def holds(count: int) -> bool:
         state = dict.fromkeys(order, 0)
-        state.update({index: rung for index, rung in steps[:count]})
+        state |= dict(steps[:count])
         for index, rung in state.items():
             bench.set_rung(index, rung)
         context.progress(f"{bench.graft.name}: budget, {count} of {len(steps)} steps given back")
@@ -150,7 +150,8 @@ def _hold_budget(bench: _Workbench, reference: Sequence[Tensor], context: PassCo
 
     count = _smallest(len(steps), holds)
     holds(count)
-    return (f"drop was {drop:.4g} with every site grafted; {count} of {len(steps)} steps were given back to hold {context.max_drop:g}",)
+    given_back = f"{count} of {len(steps)} steps were given back to hold {context.max_drop:g}"
+    return (f"drop was {drop:.4g} with every site grafted; {given_back}",)
 
 
 def _all_rungs(item: GraftedSite) -> int:
@@ -164,7 +165,9 @@ def _all_rungs(item: GraftedSite) -> int:
 
 
 def _smallest(limit: int, holds: Callable[[int], bool]) -> int:
-    """The smallest count up to `limit` for which `holds`, taking it as monotone; `limit` gives everything back and always holds."""
+    """The smallest count up to `limit` for which `holds`, taking it as monotone; `limit` gives everything back and
+    always holds.
+    """
     low, high = 0, limit
     while low < high:
         middle = (low + high) // 2

@@ -1,6 +1,7 @@
 """Options of passes: typed dataclass fields, read from text or TOML and checked before anything runs.
 
-A pass declares `bits: Annotated[Literal[8, 4], "bits of a weight"] = 8`; the first string of the annotation is its help text.
+A pass declares `bits: Annotated[Literal[8, 4], "bits of a weight"] = 8`; the first string of the annotation is its help
+text.
 """
 
 from __future__ import annotations
@@ -50,7 +51,9 @@ def build(cls: type[Any], values: Mapping[str, Any]) -> Any:
             listed = f"Its options: {', '.join(known)}." if known else "It has no options."
             raise CompilerError(doing, f"there is no option {name!r}", nearest_hint(name, known, listed))
         converted[name] = _convert(doing, name, value, _bare(hints[name]))
-    required = [f.name for f in dataclasses.fields(cls) if _default(f) is dataclasses.MISSING and f.name not in converted]
+    required = [
+        f.name for f in dataclasses.fields(cls) if _default(f) is dataclasses.MISSING and f.name not in converted
+    ]
     if required:
         raise CompilerError(doing, f"option {required[0]!r} is needed", f"Write {cls.name}:{required[0]}=...")
     try:
@@ -79,7 +82,16 @@ def _convert_plain(value: Any, hint: Any) -> Any:
     if hint is bool:
         if isinstance(value, bool):
             return value
-        words = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
+        words = {
+            "true": True,
+            "yes": True,
+            "on": True,
+            "1": True,
+            "false": False,
+            "no": False,
+            "off": False,
+            "0": False,
+        }
         if str(value).lower() not in words:
             raise ValueError(value)
         return words[str(value).lower()]
@@ -97,7 +109,7 @@ def _convert_plain(value: Any, hint: Any) -> Any:
 
 def _convert_literal(doing: str, name: str, value: Any, choices: tuple[Any, ...]) -> Any:
     for choice in choices:
-        if value == choice and type(value) is type(choice) or str(value) == str(choice):
+        if (value == choice and type(value) is type(choice)) or str(value) == str(choice):
             return choice
     listed = [str(choice) for choice in choices]
     hint = nearest_hint(str(value), listed, f"One of: {', '.join(listed)}.")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,11 +19,10 @@ from compiler.program import Program, TrailEntry
 from compiler.recipe import spec_of
 from compiler.rewriting import Graft, Pass, PassContext, PassResult, Rewrite, option_values
 
-if TYPE_CHECKING:
-    from compiler.hookspecs import Hooks
-
 TOLERANCE = {"float64": 1e-9, "float32": 1e-4, "bfloat16": 5e-2, "float16": 1e-2}
-"""Largest error of a rewrite relative to the largest output, by dtype of the output: rounding in another order, no more."""
+"""Largest error of a rewrite relative to the largest output, by dtype of the output: rounding in another order, no
+more.
+"""
 
 
 @dataclass(frozen=True)
@@ -45,16 +44,22 @@ class PassRecord:
 
 
 class Pipeline:
-    """Passes in order, over one Program and one set of data."""
+    """Passes in order, over one Program and one set of data. `hooks` is pluggy's relay to the plugins' before_pass and
+    after_pass.
+    """
 
-    def __init__(self, passes: Sequence[Pass], context: PassContext, hooks: Hooks | None = None, probes: Sequence[Probe] = ()) -> None:
+    def __init__(
+        self, passes: Sequence[Pass], context: PassContext, hooks: Any = None, probes: Sequence[Probe] = ()
+    ) -> None:
         self.passes = list(passes)
         self.context = context
         self.hooks = hooks
         self.probes = list(probes)
 
     def run(self, program: Program) -> tuple[Program, Evidence, list[PassRecord]]:
-        """The Program after all passes, the evidence before the first, and a record a pass. `program` itself is left alone."""
+        """The Program after all passes, the evidence before the first, and a record a pass. `program` itself is left
+        alone.
+        """
         reference = reference_outputs(program, self.context.data.scoring)
         before = self.take_evidence(program, reference, time.perf_counter())
         records: list[PassRecord] = []
@@ -68,7 +73,9 @@ class Pipeline:
             if result.changed:
                 evidence = self.take_evidence(program, reference, started)
             else:
-                evidence = replace(evidence, seconds=time.perf_counter() - started, peak_memory_bytes=peak_memory_bytes())
+                evidence = replace(
+                    evidence, seconds=time.perf_counter() - started, peak_memory_bytes=peak_memory_bytes()
+                )
             result = replace(result, evidence=evidence)
             records.append(PassRecord(one.name, option_values(one), make_of(one), result, evidence))
             program.trail.append(TrailEntry(one.name, dict(spec_of(one).options), result.changed))
@@ -84,12 +91,16 @@ class Pipeline:
             fidelity=fidelity,
             weight_bytes=weight_bytes(program),
             flops=flops(program),
-            probes={probe.name: probe.score(program, self.context.seed) for probe in self.probes if probe.applies(program)},
+            probes={
+                probe.name: probe.score(program, self.context.seed) for probe in self.probes if probe.applies(program)
+            },
             seconds=time.perf_counter() - started,
             peak_memory_bytes=peak_memory_bytes(),
         )
 
-    def _run_one(self, one: Pass, program: Program, reference: Sequence[Tensor], ran: list[str]) -> tuple[Program, PassResult]:
+    def _run_one(
+        self, one: Pass, program: Program, reference: Sequence[Tensor], ran: list[str]
+    ) -> tuple[Program, PassResult]:
         if isinstance(one, Graft):
             return apply_graft(one, program, reference, self.context)
         assert isinstance(one, Rewrite)

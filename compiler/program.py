@@ -1,12 +1,12 @@
-"""Program, the one intermediate representation: an ATen-level FX graph with its weights, named inputs and symbolic dims.
+"""Program, the one intermediate representation: an ATen-level FX graph with its weights, named inputs and symbolic
+dims.
 
-Frontends make one, passes edit it in place, backends lower it. Weights are `get_attr` nodes whose targets are dotted names
-of the state dict; every node carries its value's symbolic shape and dtype in `meta["val"]`.
+Frontends make one, passes edit it in place, backends lower it. Weights are `get_attr` nodes whose targets are dotted
+names of the state dict; every node carries its value's symbolic shape and dtype in `meta["val"]`.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -57,9 +57,9 @@ class TrailEntry:
 class Program:
     """A captured model.
 
-    `example_inputs` are small real tensors in the order of `inputs`, with every symbolic dim at least 2. `role` is what the
-    frontend found the model to be (encoder, causal-lm, classifier, seq2seq) or unknown. `tokenizer` is a folder or file to
-    read the tokenizer from. `source` names the model for people.
+    `example_inputs` are small real tensors in the order of `inputs`, with every symbolic dim at least 2. `role` is what
+    the frontend found the model to be (encoder, causal-lm, classifier, seq2seq) or unknown. `tokenizer` is a folder or
+    file to read the tokenizer from. `source` names the model for people.
     """
 
     graph_module: fx.GraphModule
@@ -88,7 +88,7 @@ class Program:
 
     def output_node(self) -> fx.Node:
         """The node that returns the tuple of outputs."""
-        return next(iter(reversed(self.graph.nodes)))
+        return self.graph.output_node()
 
     def run(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         """Evaluate eagerly, without gradients."""
@@ -171,8 +171,9 @@ class Program:
 
     def flattened(self) -> Program:
         """The same Program with modules that grafts inserted traced into plain nodes."""
-        exported = self.export()
-        module = plain_graph_module(exported)
+        module = plain_graph_module(self.export())
+        _drop_metadata_checks(module.graph)
+        module.recompile()
         return replace(self, graph_module=module, trail=list(self.trail), notes=list(self.notes))
 
     def text(self) -> str:
@@ -186,7 +187,7 @@ class Program:
         placeholders = [node for node in exported.graph.nodes if node.op == "placeholder"]
         for spec, node in zip(self.inputs, placeholders[-len(self.inputs) :], strict=True):
             for dim, size in zip(spec.shape, node.meta["val"].shape, strict=True):
-                if isinstance(dim, Dimension) and isinstance(size, int):
+                if isinstance(dim, Dimension) and str(size).isdigit():  # a SymInt may have turned constant
                     lost.append(f"{spec.name}: {dim} became {size}")
         if lost:
             problem = f"a dynamic dim turned static ({'; '.join(lost)})"
@@ -240,9 +241,11 @@ def storage_bytes(tensors: Sequence[Tensor]) -> int:
     return sum({id(t): t.numel() * t.element_size() for t in tensors}.values())
 
 
-def element_count(shape: Sequence[int]) -> int:
-    """The number of elements of a static shape."""
-    return math.prod(shape)
+def _drop_metadata_checks(graph: fx.Graph) -> None:
+    """Erase the checks of dtype and device that tracing writes beside every cast."""
+    for node in graph.find_nodes(op="call_function", target=torch.ops.aten._assert_tensor_metadata.default):
+        graph.erase_node(node)
+    graph.eliminate_dead_code()
 
 
 def _has_attribute(module: nn.Module, target: str) -> bool:

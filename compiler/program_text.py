@@ -13,7 +13,9 @@ if TYPE_CHECKING:
 
 
 def program_text(program: Program) -> str:
-    """Inputs, one line a node, outputs. Nodes are numbered in order of appearance, so names of the tracer do not matter."""
+    """Inputs, one line a node, outputs. Nodes are numbered in order of appearance, so names of the tracer do not
+    matter.
+    """
     symbols = _symbol_names(program)
     names: dict[fx.Node, str] = {}
     lines = []

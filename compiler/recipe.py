@@ -6,7 +6,7 @@ A recipe that an artifact carries reproduces the artifact.
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -56,7 +56,10 @@ class Recipe:
             values["inputs"] = list(self.inputs)
         passes = self.passes or ()
         values["passes"] = [
-            {"name": spec.name, **{k: list(v) if isinstance(v, tuple) else v for k, v in spec.options.items() if v is not None}}
+            {
+                "name": spec.name,
+                **{k: list(v) if isinstance(v, tuple) else v for k, v in spec.options.items() if v is not None},
+            }
             for spec in passes
         ]
         return tomli_w.dumps(values)
@@ -68,9 +71,13 @@ class Recipe:
         try:
             values = tomllib.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
-            raise CompilerError(doing, "there is no such file", "An artifact holds its recipe as recipe.toml.") from None
+            raise CompilerError(
+                doing, "there is no such file", "An artifact holds its recipe as recipe.toml."
+            ) from None
         except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-            raise CompilerError(doing, f"it is not a readable TOML file ({error})", "Compare it with an artifact's recipe.toml.") from None
+            raise CompilerError(
+                doing, f"it is not a readable TOML file ({error})", "Compare it with an artifact's recipe.toml."
+            ) from None
         values.pop("regraft", None)
         known: dict[str, tuple[type, ...]] = {
             "model": (str,), "backend": (str,), "target": (str,), "data": (str,), "max_drop": (float, int),
@@ -78,9 +85,13 @@ class Recipe:
         }  # fmt: skip
         for name, value in values.items():
             if name not in known:
-                raise CompilerError(doing, f"there is no key {name!r}", nearest_hint(name, known, f"Keys: {', '.join(known)}."))
+                raise CompilerError(
+                    doing, f"there is no key {name!r}", nearest_hint(name, known, f"Keys: {', '.join(known)}.")
+                )
             if not isinstance(value, known[name]) or isinstance(value, bool):
-                raise CompilerError(doing, f"{name} = {value!r} has the wrong type", f"It should be {known[name][0].__name__}.")
+                raise CompilerError(
+                    doing, f"{name} = {value!r} has the wrong type", f"It should be {known[name][0].__name__}."
+                )
         if "passes" in values:
             values["passes"] = tuple(_pass_from_table(doing, table) for table in values["passes"])
         if "inputs" in values:
@@ -110,20 +121,32 @@ def parse_passes(text: str) -> tuple[PassSpec, ...]:
     return tuple(specs)
 
 
-def build_passes(specs: tuple[PassSpec, ...], known: Mapping[str, type[Pass]], pipelines: Mapping[str, str]) -> list[Pass]:
-    """Instances of the named passes; a pipeline name stands for the passes of its text. Everything is checked before any runs."""
+def build_passes(
+    specs: tuple[PassSpec, ...], known: Mapping[str, type[Pass]], pipelines: Mapping[str, str]
+) -> list[Pass]:
+    """Instances of the named passes; a pipeline name stands for the passes of its text. Everything is checked before
+    any runs.
+    """
     built: list[Pass] = []
     for spec in specs:
         if spec.name in known:
             built.append(options.build(known[spec.name], spec.options))
         elif spec.name in pipelines:
             if spec.options:
-                raise CompilerError(f"reading pass {spec}", f"{spec.name} is a pipeline and has no options", "Name its passes one by one.")
+                raise CompilerError(
+                    f"reading pass {spec}",
+                    f"{spec.name} is a pipeline and has no options",
+                    "Name its passes one by one.",
+                )
             inner = {name: text for name, text in pipelines.items() if name != spec.name}
             built.extend(build_passes(parse_passes(pipelines[spec.name]), known, inner))
         else:
             names = [*known, *pipelines]
-            raise CompilerError("reading --passes", f"there is no pass {spec.name!r}", nearest_hint(spec.name, names, "See: compile passes"))
+            raise CompilerError(
+                "reading --passes",
+                f"there is no pass {spec.name!r}",
+                nearest_hint(spec.name, names, "See: compile passes"),
+            )
     return built
 
 
@@ -144,5 +167,3 @@ def _option_text(value: Any) -> str:
     if isinstance(value, (tuple, list)):
         return "+".join(map(str, value))
     return str(value).lower() if isinstance(value, bool) else str(value)
-
-

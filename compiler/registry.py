@@ -1,7 +1,7 @@
 """Finds every plugin, built in or not, and answers what is registered under a name.
 
-Every module in compiler.passes, compiler.backends, compiler.frontends and compiler.plugins is a plugin; so is every entry point
-of group `regraft` and every file given by --plugin. All use the hooks of `compiler.hookspecs`.
+Every module in compiler.passes, compiler.backends, compiler.frontends and compiler.plugins is a plugin; so is every
+entry point of group `regraft` and every file given by --plugin. All use the hooks of `compiler.hookspecs`.
 """
 
 from __future__ import annotations
@@ -66,7 +66,9 @@ class Registry:
         return self._collect("register_probes", "probe")
 
     def pipelines(self) -> dict[str, str]:
-        """Named pipelines; the family of rewrites `fuse`, `simplify`, ... is a pipeline of its members unless a plugin names one so."""
+        """Named pipelines; the family of rewrites `fuse`, `simplify`, ... is a pipeline of its members unless a plugin
+        names one so.
+        """
         found: dict[str, str] = {}
         for cls in self.passes().values():
             if cls.family:
@@ -99,7 +101,9 @@ class Registry:
             try:
                 self.manager.register(entry.load(), entry.name)
             except Exception as error:  # a third party's import can raise anything, and must not stop the compiler
-                self.warnings.append(f"plugin {entry.name} ({entry.value}) was left out: {type(error).__name__}: {error}")
+                self.warnings.append(
+                    f"plugin {entry.name} ({entry.value}) was left out: {type(error).__name__}: {error}"
+                )
 
 
 def _modules_of(package_name: str) -> Iterator[ModuleType]:
@@ -112,13 +116,17 @@ def _modules_of(package_name: str) -> Iterator[ModuleType]:
 
 
 def _has_hooks(module: ModuleType) -> bool:
-    return any(hasattr(value, f"{hookspecs.PROJECT}_impl") for value in vars(module).values() if inspect.isfunction(value))
+    return any(
+        hasattr(value, f"{hookspecs.PROJECT}_impl") for value in vars(module).values() if inspect.isfunction(value)
+    )
 
 
 def _load_file(path: Path) -> ModuleType:
     doing = f"loading plugin {path}"
     if not path.is_file():
-        raise CompilerError(doing, "there is no such file", "Give the path of a Python file; `compile new-plugin NAME` writes one.")
+        raise CompilerError(
+            doing, "there is no such file", "Give the path of a Python file; `compile new-plugin NAME` writes one."
+        )
     name = f"regraft_plugin_{path.stem}"
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
@@ -130,7 +138,9 @@ def _load_file(path: Path) -> ModuleType:
     except Exception as error:  # whatever the user's file raises is theirs to mend
         del sys.modules[name]
         line = _failing_line(error, path)
-        raise CompilerError(doing, f"it raised {type(error).__name__}: {error}{line}", "Run the file with python to see the traceback.") from error
+        raise CompilerError(
+            doing, f"it raised {type(error).__name__}: {error}{line}", "Run the file with python to see the traceback."
+        ) from error
     if not _has_hooks(module):
         hint = "Add: @hookimpl def register_passes(): return [YourPass]"
         raise CompilerError(doing, "it implements no hook", hint)

@@ -1,7 +1,7 @@
 """The two makes of pass. A Rewrite is exact; a Graft is lossy and proposes a stand-in for one site at a time.
 
-A graft says only what stands in for a site. Which sites are grafted, what it costs, whether it stays and what is given back when
-a budget does not hold is the pipeline's work, the same for every graft.
+A graft says only what stands in for a site. Which sites are grafted, what it costs, whether it stays and what is given
+back when a budget does not hold is the pipeline's work, the same for every graft.
 """
 
 from __future__ import annotations
@@ -26,8 +26,9 @@ if TYPE_CHECKING:
 class PassContext:
     """What every pass is given.
 
-    `data` has calibration batches that a pass may look at; the batches that score it are not for passes. `max_drop` is the
-    budget on the outputs (None: no budget), `tolerance` overrides the rounding allowed to rewrites (None: by dtype).
+    `data` has calibration batches that a pass may look at; the batches that score it are not for passes. `max_drop` is
+    the budget on the outputs (None: no budget), `tolerance` overrides the rounding allowed to rewrites (None: by
+    dtype).
     """
 
     target: Target
@@ -42,8 +43,8 @@ class PassContext:
 class SiteOutcome:
     """What became of one site in a graft pass.
 
-    `state` is "grafted", "softened" (the budget took back the first proposal and a gentler one stands), "returned" (the budget took
-    it back) or "refused". `drop` is what the site costs on its own, where that was measured.
+    `state` is "grafted", "softened" (the budget took back the first proposal and a gentler one stands), "returned" (the
+    budget took it back) or "refused". `drop` is what the site costs on its own, where that was measured.
     """
 
     site: str
@@ -80,7 +81,7 @@ class Pass(ABC):
 
 
 class Rewrite(Pass):
-    """An exact pass: the same function, another graph. Idempotent; checked against the Program before it, to rounding."""
+    """An exact pass: the same function, another graph. Idempotent; checked, to rounding, against the Program before."""
 
     @abstractmethod
     def rewrite(self, program: Program, context: PassContext) -> PassResult:
@@ -91,7 +92,8 @@ class Rewrite(Pass):
 class Replacement:
     """The module that stands in for a site: `module(*site.inputs)` gives what `site.output` gave.
 
-    `heal` names its parameters that healing may train. `gentler` is what the pipeline tries before it gives the site back entirely.
+    `heal` names its parameters that healing may train. `gentler` is what the pipeline tries before it gives the site
+    back entirely.
     """
 
     module: nn.Module

@@ -12,10 +12,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Fidelity:
-    """How far outputs are from the captured model's, row by row (a row: one embedding, one token's vector, one sample's scores).
+    """How far outputs are from the captured model's, row by row (a row: one embedding, one token's vector, one sample's
+    scores).
 
-    Cosines are over all rows. `top1_agreement` is the share of rows with the same arg max, for models that choose; `neighbour_agreement`
-    the share of samples whose nearest other sample stays the same, for models that embed; None where the role has no such notion.
+    Cosines are over all rows. `top1_agreement` is the share of rows with the same arg max, for models that choose;
+    `neighbour_agreement` the share of samples whose nearest other sample stays the same, for models that embed; None
+    where the role has no such notion.
     """
 
     mean_cosine: float
@@ -37,8 +39,9 @@ class Fidelity:
 class Evidence:
     """What a Program is worth after a pass.
 
-    `weight_bytes` counts each stored weight once, `flops` is the work of one example input set (multiply and add count as two),
-    `seconds` the time that the pass took, `peak_memory_bytes` the process's peak so far. `probes` hold further scores by name.
+    `weight_bytes` counts each stored weight once, `flops` is the work of one example input set (multiply and add count
+    as two), `seconds` the time that the pass took, `peak_memory_bytes` the process's peak so far. `probes` hold further
+    scores by name.
     """
 
     fidelity: Fidelity | None

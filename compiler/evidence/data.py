@@ -1,4 +1,5 @@
-"""Data that evidence is taken on: text, jsonl, npz or a folder of these; without any, a small set that ships with the package.
+"""Data that evidence is taken on: text, jsonl, npz or a folder of these; without any, a small set that ships with the
+package.
 
 Samples are split in two by turns: calibration samples are for passes to look at, scoring samples judge the result.
 """
@@ -6,7 +7,6 @@ Samples are split in two by turns: calibration samples are for passes to look at
 from __future__ import annotations
 
 import json
-import zipfile
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from compiler.errors import CompilerError
+from compiler.runtime.tensor_file import read_tensors
 
 if TYPE_CHECKING:
     from compiler.program import Program, TensorSpec
@@ -33,8 +34,8 @@ Batch = tuple[Tensor, ...]
 class Dataset:
     """Batches in the order of a Program's inputs.
 
-    `scoring` judges, `calibration` is what passes may look at; they share no sample. `shipped` says that the user gave no data.
-    `mask_index` is the position of the input that marks padding, where there is one.
+    `scoring` judges, `calibration` is what passes may look at; they share no sample. `shipped` says that the user gave
+    no data. `mask_index` is the position of the input that marks padding, where there is one.
     """
 
     name: str
@@ -71,22 +72,32 @@ def load_dataset(given: str | None, program: Program, seed: int = 0) -> Dataset:
     path = Path(given)
     doing = f"reading data {given}"
     if not path.exists():
-        raise CompilerError(doing, "there is no such file or folder", "Give a .txt, .jsonl or .npz file, or a folder of these.")
+        raise CompilerError(
+            doing, "there is no such file or folder", "Give a .txt, .jsonl or .npz file, or a folder of these."
+        )
     files = sorted(p for p in path.rglob("*") if p.suffix in READERS) if path.is_dir() else [path]
     if not files:
-        raise CompilerError(doing, "the folder holds no .txt, .jsonl or .npz file", "Put the data there, or leave --data out.")
+        raise CompilerError(
+            doing, "the folder holds no .txt, .jsonl or .npz file", "Put the data there, or leave --data out."
+        )
     samples: list[str | Batch] = []
     for file in files:
         if file.suffix not in READERS:
-            raise CompilerError(doing, f"{file.suffix or file.name!r} is no known kind of data", "Known kinds: .txt, .jsonl, .npz.")
+            raise CompilerError(
+                doing, f"{file.suffix or file.name!r} is no known kind of data", "Known kinds: .txt, .jsonl, .npz."
+            )
         samples.extend(READERS[file.suffix](f"reading data {file}", file, program))
     if len(samples) < 2:
-        raise CompilerError(doing, f"it holds {len(samples)} samples", "At least two are needed: one to calibrate, one to score.")
+        raise CompilerError(
+            doing, f"it holds {len(samples)} samples", "At least two are needed: one to calibrate, one to score."
+        )
     return _split(path.name, samples[:SAMPLE_LIMIT], program, shipped=False)
 
 
-def example_batch(specs: Sequence[TensorSpec], sizes: dict[str, int], seed: int, limits: dict[str, int] | None = None) -> Batch:
-    """Random inputs of the given sizes of symbolic dims: normal floats, small integers below `limits`, masks of ones."""
+def example_batch(
+    specs: Sequence[TensorSpec], sizes: dict[str, int], seed: int, limits: dict[str, int] | None = None
+) -> Batch:
+    """Random inputs of the given sizes of symbolic dims: normal floats, integers below `limits`, masks of ones."""
     generator = torch.Generator().manual_seed(seed)
     return tuple(_random_input(spec, sizes, generator, limits or {}) for spec in specs)
 
@@ -134,17 +145,26 @@ def _batches(samples: Sequence[str | Batch], program: Program) -> tuple[Batch, .
 
 def _encoder(program: Program) -> Callable[[Sequence[str]], Batch]:
     """A function from texts to a padded batch in the order of the inputs."""
-    from compiler.runtime.text import TextEncoder
+    from tokenizers import Tokenizer
+
+    from compiler.runtime.text import ENCODING_FIELDS
 
     assert program.tokenizer is not None
-    sequence = next((d for d in program.dimensions.values() if d.name == "sequence"), None)
+    sequence = program.dimensions.get("sequence")
     limit = min(256, sequence.maximum) if sequence is not None and sequence.maximum else 256
-    encoder = TextEncoder.open(program.tokenizer, max_length=limit)
-    names = [spec.name for spec in program.inputs]
+    tokenizer = Tokenizer.from_file(str(program.tokenizer / "tokenizer.json"))
+    tokenizer.enable_truncation(limit)
+    tokenizer.enable_padding(**(tokenizer.padding or {}) | {"length": None})
 
     def encode(texts: Sequence[str]) -> Batch:
-        arrays = encoder.encode(list(texts), names)
-        return tuple(torch.from_numpy(arrays[spec.name]).to(getattr(torch, spec.dtype)) for spec in program.inputs)
+        encodings = tokenizer.encode_batch(list(texts))
+        return tuple(
+            torch.tensor(
+                [getattr(encoding, ENCODING_FIELDS[spec.name]) for encoding in encodings],
+                dtype=getattr(torch, spec.dtype),
+            )
+            for spec in program.inputs
+        )
 
     return encode
 
@@ -162,7 +182,9 @@ def _read_jsonl(doing: str, path: Path, program: Program) -> list[str | Batch]:
         try:
             value = json.loads(line)
         except json.JSONDecodeError as error:
-            raise CompilerError(doing, f"line {number} is no JSON ({error.msg})", "Each line is one JSON object.") from None
+            raise CompilerError(
+                doing, f"line {number} is no JSON ({error.msg})", "Each line is one JSON object."
+            ) from None
         samples.append(_json_sample(doing, number, value, program))
     return samples
 
@@ -175,23 +197,24 @@ def _json_sample(doing: str, number: int, value: Any, program: Program) -> str |
         return str(value["text"])
     if isinstance(value, dict) and all(spec.name in value for spec in program.inputs):
         try:
-            arrays = {spec.name: np.asarray(value[spec.name], dtype=_numpy_name(spec.dtype))[None] for spec in program.inputs}
+            arrays = {
+                spec.name: np.asarray(value[spec.name], dtype=_numpy_name(spec.dtype))[None] for spec in program.inputs
+            }
         except (ValueError, TypeError) as error:
             raise CompilerError(doing, f"line {number}: {error}", "Give rectangular arrays of numbers.") from None
         return _checked(f"{doing}, line {number}", arrays, program)
     names = ", ".join(spec.name for spec in program.inputs)
-    raise CompilerError(doing, f'line {number} has neither "text" nor the inputs {names}', 'Write {"text": "..."} on each line.')
+    raise CompilerError(
+        doing, f'line {number} has neither "text" nor the inputs {names}', 'Write {"text": "..."} on each line.'
+    )
 
 
 def _read_npz(doing: str, path: Path, program: Program) -> list[str | Batch]:
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in archive.files}
-    except (OSError, ValueError, zipfile.BadZipFile, EOFError) as error:
-        raise CompilerError(doing, f"it is no readable .npz file ({error})", "Write it with numpy.savez, without objects.") from None
+    arrays = read_tensors(path)
     missing = [spec.name for spec in program.inputs if spec.name not in arrays]
     if missing:
-        hint = f"The file has {', '.join(arrays) or 'nothing'}; the model's inputs are {', '.join(s.name for s in program.inputs)}."
+        wanted = ", ".join(spec.name for spec in program.inputs)
+        hint = f"The file has {', '.join(arrays) or 'nothing'}; the model's inputs are {wanted}."
         raise CompilerError(doing, f"it has no array {missing[0]!r}", hint)
     whole = _checked(doing, arrays, program)
     count = min(len(tensor) for tensor in whole)
@@ -235,7 +258,9 @@ def _text_of(doing: str, path: Path) -> str:
 
 def _require_tokenizer(doing: str, program: Program) -> None:
     if program.tokenizer is None:
-        raise CompilerError(doing, "the model has no tokenizer to read text with", "Give arrays for its inputs as .npz.")
+        raise CompilerError(
+            doing, "the model has no tokenizer to read text with", "Give arrays for its inputs as .npz."
+        )
 
 
 def _mask_index(program: Program) -> int | None:
@@ -243,7 +268,9 @@ def _mask_index(program: Program) -> int | None:
     return next((index for index, name in enumerate(names) if name == "attention_mask"), None)
 
 
-def _random_input(spec: TensorSpec, sizes: dict[str, int], generator: torch.Generator, limits: dict[str, int]) -> Tensor:
+def _random_input(
+    spec: TensorSpec, sizes: dict[str, int], generator: torch.Generator, limits: dict[str, int]
+) -> Tensor:
     shape = [size if isinstance(size, int) else sizes.get(size.name, max(2, size.minimum)) for size in spec.shape]
     dtype: torch.dtype = getattr(torch, spec.dtype)
     if "mask" in spec.name or dtype == torch.bool:

@@ -24,21 +24,27 @@ def reference_outputs(program: Program, batches: Sequence[tuple[Tensor, ...]]) -
 
 
 def main_output(program: Program) -> int:
-    """Position of the output that evidence is taken on: the first of floating-point dtype (the first of all if none is)."""
+    """Position of the output that evidence is taken on: the first of floating-point dtype (the first of all if none
+    is).
+    """
     for index, spec in enumerate(program.outputs):
         if spec.dtype.startswith(("float", "bfloat")):
             return index
     return 0
 
 
-def measure_fidelity(program: Program, reference: Sequence[Tensor], data: Dataset, batches: Sequence[tuple[Tensor, ...]]) -> Fidelity:
+def measure_fidelity(
+    program: Program, reference: Sequence[Tensor], data: Dataset, batches: Sequence[tuple[Tensor, ...]]
+) -> Fidelity:
     """Compare `program` with `reference` (one tensor a batch, as `reference_outputs` gives) on `batches`."""
     found = reference_outputs(program, batches)
     masks = [data.row_mask(batch, output) for batch, output in zip(batches, reference, strict=True)]
     return compare_outputs(found, reference, masks, program.role)
 
 
-def compare_outputs(found: Sequence[Tensor], reference: Sequence[Tensor], masks: Sequence[Tensor | None], role: str) -> Fidelity:
+def compare_outputs(
+    found: Sequence[Tensor], reference: Sequence[Tensor], masks: Sequence[Tensor | None], role: str
+) -> Fidelity:
     """Fidelity of `found` to `reference`; `masks` (bool, one a row, or None) leave padding out."""
     found_rows = torch.cat([_rows(value, mask) for value, mask in zip(found, masks, strict=True)])
     reference_rows = torch.cat([_rows(value, mask) for value, mask in zip(reference, masks, strict=True)])
@@ -61,7 +67,7 @@ def compare_outputs(found: Sequence[Tensor], reference: Sequence[Tensor], masks:
 
 
 def row_cosines(left: Tensor, right: Tensor) -> Tensor:
-    """Cosine of each pair of rows, [rows], in float64. Two zero rows count as equal; anything not finite counts as -1."""
+    """Cosine of each pair of rows, [rows], in float64. Two zero rows are equal; what is not finite counts as -1."""
     left, right = left.double(), right.double()
     norms = left.norm(dim=-1) * right.norm(dim=-1)
     cosines = (left * right).sum(-1) / norms
@@ -70,7 +76,9 @@ def row_cosines(left: Tensor, right: Tensor) -> Tensor:
 
 
 def neighbour_agreement(left: Tensor, right: Tensor) -> float | None:
-    """Share of samples whose nearest other sample by cosine is the same in both sets [samples, width]; None below 3 samples."""
+    """Share of samples whose nearest other sample by cosine is the same in both sets [samples, width]; None below 3
+    samples.
+    """
     if len(left) < 3:
         return None
     return float((_nearest(left) == _nearest(right)).double().mean())
