@@ -1,0 +1,110 @@
+"""`python -m compiler.runtime verify|run|bench FOLDER`: artifacts on a machine that has numpy and onnxruntime and
+little else.
+
+The `compile` command does the same with colours where rich and cyclopts are installed, and falls back to this where
+they are not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from compiler.errors import CompilerError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command. 0: done; 1: refused, with one line and a hint; 2: usage; 130: interrupted."""
+    arguments = _parser().parse_args(argv)
+    try:
+        code: int = arguments.command(arguments)
+    except CompilerError as error:
+        print(error, f"Hint: {error.hint}", sep="\n", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    return code
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="compile", description="Check, run and time artifacts of regraft.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    verify = commands.add_parser("verify", help="check every file and the golden outputs")
+    run = commands.add_parser("run", help="run on text or on arrays")
+    bench = commands.add_parser("bench", help="time it, alone or against others")
+    for command, function in ((verify, _verify), (run, _run), (bench, _bench)):
+        command.set_defaults(command=function)
+        command.add_argument("folder", type=Path, help="the artifact")
+        command.add_argument("--threads", type=_count, help="processor threads; as the runtime chooses if left out")
+        command.add_argument("--json", action="store_true", help="one JSON document on standard output")
+    source = run.add_mutually_exclusive_group(required=True)
+    source.add_argument("--text", action="append", help="a text; may be given again")
+    source.add_argument("--input", type=Path, help="an .npz with one array an input")
+    run.add_argument("--output", type=Path, help="write the outputs to this .npz")
+    bench.add_argument(
+        "--against", type=Path, action="append", default=[], help="an .onnx file or an artifact; may be given again"
+    )
+    bench.add_argument(
+        "--size", type=_size, action="append", default=[], metavar="DIM=N", help="as in batch=1; may be given again"
+    )
+    bench.add_argument("--rounds", type=_count, default=20)
+    return parser
+
+
+def _verify(arguments: argparse.Namespace) -> int:
+    from compiler.runtime.verify import verify
+
+    report = verify(arguments.folder, arguments.threads)
+    _show(arguments, report.to_json(), report.text())
+    report.require()
+    return 0
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    from compiler.runtime.presentation import outputs_as_json, outputs_as_text
+    from compiler.runtime.session import Session
+    from compiler.runtime.tensor_file import read_tensors, write_tensors
+
+    session = Session.open(arguments.folder, arguments.threads)
+    inputs = session.encode(arguments.text) if arguments.text else read_tensors(arguments.input)
+    outputs = session.run(inputs)
+    if arguments.output:
+        write_tensors(arguments.output, outputs)
+    _show(arguments, outputs_as_json(outputs), outputs_as_text(outputs))
+    return 0
+
+
+def _bench(arguments: argparse.Namespace) -> int:
+    from compiler.runtime.bench import BenchOptions, bench
+    from compiler.runtime.contenders import contender
+
+    options = BenchOptions(dict(arguments.size), arguments.threads, arguments.rounds)
+    report = bench(arguments.folder, options, [contender(path) for path in arguments.against])
+    _show(arguments, report.to_json(), report.text())
+    return 0
+
+
+def _show(arguments: argparse.Namespace, document: dict[str, Any], text: str) -> None:
+    print(json.dumps(document, indent=2) if arguments.json else text)
+
+
+def _count(text: str) -> int:
+    count = int(text)
+    if count < 1:
+        raise argparse.ArgumentTypeError(f"{count} is less than 1")
+    return count
+
+
+def _size(text: str) -> tuple[str, int]:
+    name, _, size = text.partition("=")
+    if not name or not size.isdecimal() or int(size) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not DIM=N, as in batch=1")
+    return name, int(size)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,49 @@
+"""Payloads of the ONNX Runtime backend."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from compiler.runtime.engines import Engine
+from compiler.runtime.manifest import Manifest
+
+FATAL_ONLY = 4
+
+
+class OnnxRuntimeEngine(Engine):
+    """An onnxruntime.InferenceSession."""
+
+    def __init__(self, session: Any) -> None:
+        self._session = session
+        self._output_names = [output.name for output in session.get_outputs()]
+
+    def run(self, inputs: Mapping[str, np.ndarray[Any, Any]]) -> dict[str, np.ndarray[Any, Any]]:
+        values = self._session.run(self._output_names, dict(inputs))
+        return dict(zip(self._output_names, values, strict=True))
+
+    @property
+    def input_specs(self) -> list[tuple[str, str, list[int | str | None]]]:
+        """Name, ONNX type text and shape of every input."""
+        return [(item.name, item.type, list(item.shape)) for item in self._session.get_inputs()]
+
+
+def open_payload(entry: Path, manifest: Manifest, threads: int | None) -> Engine:
+    """Open the artifact's .onnx; the manifest's `options` are session configuration entries."""
+    return open_onnx(entry, threads, {key: str(value) for key, value in manifest.runtime.options.items()})
+
+
+def open_onnx(path: Path, threads: int | None, configuration: Mapping[str, str] | None = None) -> OnnxRuntimeEngine:
+    """Open any .onnx file on the processor. `threads` None leaves the choice to ONNX Runtime."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = FATAL_ONLY
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    for key, value in (configuration or {}).items():
+        options.add_session_config_entry(key, value)
+    return OnnxRuntimeEngine(onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"]))
