@@ -20,7 +20,7 @@ from torch import Tensor, fx, nn
 
 from compiler.errors import CompilerError
 from compiler.frontends.dynamic_dims import DynamicDims, default_dynamic_dims, dim_sizes, held_static, resized
-from compiler.frontends.traced_module import PositionalCall, TracedModule, first_line, trace
+from compiler.frontends.traced_module import PositionalCall, Readout, TracedModule, first_line, trace
 from compiler.program import Dimension, Program, attribute, tensor_spec
 
 MODULE_PREFIX = "module."
@@ -35,12 +35,14 @@ def capture(
     tokenizer: Path | None = None,
     dynamic: DynamicDims | None = None,
     output_names: Sequence[str] | None = None,
+    readout: Readout | None = None,
     clone: bool = True,
 ) -> Program:
     """Trace `module` called with `example_inputs` (by argument name) into a Program.
 
     `dynamic` gives, per input, dim index -> dim name; by default dim 0 is `batch` and dim 1 of integer inputs of rank 2
-    is `sequence`. Dims of one name have one size. `clone=False` hands the weights over instead of copying them.
+    is `sequence`. Dims of one name have one size. `readout` makes the Program's outputs from the
+    module's, in the graph. `clone=False` hands the weights over instead of copying them.
     Raises CompilerError when the module does not run on its inputs, cannot be traced, or the trace gives other numbers.
     """
     doing = f"capturing {source}"
@@ -49,7 +51,7 @@ def capture(
     inputs = resized(inputs, dims, {name: 2 for name, size in dim_sizes(inputs, dims).items() if size < 2})
     notes: list[str] = []
     with _evaluating(module):
-        call = PositionalCall(module, tuple(inputs), _accepts_keywords(module, inputs))
+        call = PositionalCall(module, tuple(inputs), _accepts_keywords(module, inputs), readout)
         names = _output_names(doing, _run_module(doing, call, inputs), output_names)
         while True:
             traced = trace(doing, call, inputs, dims)
@@ -107,6 +109,7 @@ def _with_own_weights(graph_module: fx.GraphModule, module: nn.Module, clone: bo
     ]:
         first_names.setdefault(id(tensor), name)
     graph = graph_module.graph
+    _drop_assertions(graph)
     values: dict[str, Any] = {}
     kept: dict[str, fx.Node] = {}
     own: dict[int, Any] = {}
@@ -129,6 +132,14 @@ def _with_own_weights(graph_module: fx.GraphModule, module: nn.Module, clone: bo
         _rename(node, target.replace(".", "_"))
         kept[target], values[target] = node, value
     return fx.GraphModule(values, graph, class_name="Program")
+
+
+def _drop_assertions(graph: fx.Graph) -> None:
+    """Tracing asserts the dtypes it saw; a pass may change them. With them goes what no output needs."""
+    for node in list(graph.nodes):
+        if node.target is torch.ops.aten._assert_tensor_metadata.default:
+            graph.erase_node(node)
+    graph.eliminate_dead_code()
 
 
 def _rename(node: fx.Node, name: str) -> None:

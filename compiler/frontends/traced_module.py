@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -18,23 +18,29 @@ TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-5, torch.float16: 1e-2, torc
 """Of the largest output value: the same operators in the same order leave only kernel choice to differ."""
 
 
+Readout = Callable[[Mapping[str, Tensor], Mapping[str, Tensor]], Mapping[str, Tensor]]
+"""Named outputs and named inputs of the module -> the named outputs of the Program."""
+
+
 class PositionalCall(nn.Module):
     """Calls the user's module with tensors by position and flattens what it returns into a tuple of tensors."""
 
-    def __init__(self, module: nn.Module, names: tuple[str, ...], by_keyword: bool) -> None:
+    def __init__(self, module: nn.Module, names: tuple[str, ...], by_keyword: bool, readout: Readout | None) -> None:
         super().__init__()
         self.module = module
         self.names = names
         self.by_keyword = by_keyword
+        self.readout = readout
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         return tuple(self.named(*tensors).values())
 
     def named(self, *tensors: Tensor) -> dict[str, Tensor]:
-        """The module's outputs by name."""
-        if self.by_keyword:
-            return named_tensors(self.module(**dict(zip(self.names, tensors, strict=True))))
-        return named_tensors(self.module(*tensors))
+        """The module's outputs by name, as the readout leaves them."""
+        inputs = dict(zip(self.names, tensors, strict=True))
+        returned = self.module(**inputs) if self.by_keyword else self.module(*tensors)
+        outputs = named_tensors(returned)
+        return dict(self.readout(outputs, inputs)) if self.readout and outputs else outputs
 
 
 def trace(doing: str, call: PositionalCall, inputs: dict[str, Tensor], dims: DynamicDims) -> TracedModule:
