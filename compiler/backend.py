@@ -29,6 +29,7 @@ class Lowered:
     instructions: tuple[str, ...] = ()
     kernels: dict[str, int] = field(default_factory=dict)
     options: dict[str, str | int | bool] = field(default_factory=dict)
+    tolerance: float = 1e-3
     notes: tuple[str, ...] = ()
 
 

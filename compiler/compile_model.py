@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import random
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -17,28 +15,34 @@ from compiler.target import Target
 if TYPE_CHECKING:
     from compiler.backend import Lowered
     from compiler.evidence import Evidence
+    from compiler.evidence.data import Dataset
+    from compiler.evidence.payload import PayloadEvidence
     from compiler.pipeline import PassRecord
     from compiler.program import Program
     from compiler.registry import Registry
+    from compiler.runtime.manifest import Manifest
 
 
 @dataclass(frozen=True)
 class CompileResult:
-    """What a compile gave: the finished Program, the evidence before and after every pass, the artifact's folder."""
+    """What a compile did, step by step; the reports are made from it.
+
+    `recipe` has every option spelled out. `program` is the finished Program, `before` the evidence on the captured one,
+    `payload` that on the artifact itself (None where this machine cannot run it).
+    """
 
     recipe: Recipe
     program: Program
     lowered: Lowered
+    data: Dataset
     before: Evidence
     records: tuple[PassRecord, ...]
-    data_name: str
-    data_shipped: bool
-    sample_count: int
+    payload: PayloadEvidence | None
     folder: Path
-    artifact_bytes: int
+    payload_bytes: int
     seconds: float
     peak_memory_bytes: int
-    notes: tuple[str, ...] = ()
+    manifest: Manifest | None = None
 
     @property
     def evidence(self) -> Evidence:
@@ -56,72 +60,69 @@ def compile_model(
 ) -> CompileResult:
     """Compile `recipe.model` as the recipe says and write the artifact to `folder`.
 
-    Raises CompilerError for what the user can mend; then nothing has been written and an artifact that stood in
+    Raises CompilerError for what the user can mend; then nothing has been written, and an artifact that stood in
     `folder` is whole.
     """
     started = time.perf_counter()
-    from compiler.artifact import check_output_folder, write_artifact
+    from compiler.artifact import ArtifactDraft, check_output_folder, staged_artifact
+    from compiler.artifact_contents import artifact_contents, evidence_summary, files_bytes
     from compiler.evidence.cost import peak_memory_bytes
     from compiler.evidence.data import load_dataset
+    from compiler.evidence.fidelity import reference_outputs
+    from compiler.evidence.payload import measure_payload
     from compiler.frontends import LoadOptions, load_model
     from compiler.pipeline import Pipeline
     from compiler.registry import Registry
+    from compiler.report import report_files
     from compiler.rewriting import PassContext
 
+    # What the recipe says is checked before anything slow is done.
     registry = registry or Registry()
     target = Target.parse(recipe.target)
     backend = registry.backend(recipe.backend)
     specs = recipe.passes if recipe.passes is not None else parse_passes(backend.default_pipeline(target))
     passes = build_passes(specs, registry.passes(), registry.pipelines())
+    recipe = replace(recipe, passes=tuple(spec_of(one) for one in passes))
     check_output_folder(folder)
-    _seed_everything(recipe.seed)
 
     progress("capturing the model")
     options = LoadOptions(inputs=recipe.inputs, allow_pickle=allow_pickle)
-    program = load_model(recipe.model, options, registry.frontends().values())
-    refusal = backend.refuses(program, target)
-    if refusal is not None:
-        raise CompilerError(f"lowering for {target} with {backend.name}", refusal, "See: compile backends")
+    captured = load_model(recipe.model, options, registry.frontends().values())
+    refuse_if(backend.refuses(captured, target), f"lowering {captured.source} with {backend.name} for {target}")
 
     progress("reading data")
-    data = load_dataset(recipe.data, program, recipe.seed)
+    data = load_dataset(recipe.data, captured, recipe.seed)
     context = PassContext(target, data, recipe.max_drop, recipe.seed, progress=progress)
     probes = [probe() for probe in registry.probes().values()]
-    pipeline = Pipeline(passes, context, registry.manager.hook, probes)
-    reference = program
-    program, before, records = pipeline.run(program)
+    program, before, records = Pipeline(passes, context, registry.manager.hook, probes).run(captured)
 
-    with tempfile.TemporaryDirectory(prefix="regraft-") as scratch:
+    with staged_artifact(folder) as staging:
         progress(f"lowering with {backend.name}")
-        payload = Path(scratch) / "payload"
-        payload.mkdir()
-        lowered = backend.lower(program, target, payload)
-        recipe = replace(recipe, passes=tuple(spec_of(one) for one in passes))
+        lowered = backend.lower(program, target, staging)
+        draft = ArtifactDraft(staging, lowered, artifact_contents(recipe, program, data, lowered, target))
+        progress("measuring the artifact")
+        payload = None
+        if draft.session is not None:
+            payload = measure_payload(draft.session, captured, reference_outputs(captured, data.scoring), data)
         result = CompileResult(
             recipe=recipe,
             program=program,
             lowered=lowered,
+            data=data,
             before=before,
             records=tuple(records),
-            data_name=data.name,
-            data_shipped=data.shipped,
-            sample_count=data.scoring_count,
+            payload=payload,
             folder=folder,
-            artifact_bytes=0,
+            payload_bytes=files_bytes(staging, lowered.files),
             seconds=time.perf_counter() - started,
             peak_memory_bytes=peak_memory_bytes(),
-            notes=tuple(program.notes),
         )
-        progress("writing the artifact")
-        result = write_artifact(result, payload, reference=reference, started=started)
+        manifest = draft.finish(evidence_summary(result), report_files(result))
     registry.manager.hook.artifact_built(folder=folder)
-    return result
+    return replace(result, manifest=manifest)
 
 
-def _seed_everything(seed: int) -> None:
-    import numpy as np
-    import torch
-
-    random.seed(seed)
-    np.random.seed(seed)
-    torch.manual_seed(seed)
+def refuse_if(refusal: str | None, doing: str) -> None:
+    """Raise the refusal of a backend as the user's error."""
+    if refusal is not None:
+        raise CompilerError(doing, refusal, "See what each backend serves with: compile backends")

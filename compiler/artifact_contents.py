@@ -1,0 +1,106 @@
+"""What an artifact says of the Program that it was made from: a bridge from Program to the torch-free manifest."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from compiler.artifact import ArtifactContents
+from compiler.program import Dimension, TensorSpec
+from compiler.runtime.manifest import DimensionRange, PassRecord, Scalar, TensorRecord
+
+if TYPE_CHECKING:
+    from compiler.backend import Lowered
+    from compiler.compile_model import CompileResult
+    from compiler.evidence.data import Batch, Dataset
+    from compiler.program import Program
+    from compiler.recipe import Recipe
+    from compiler.target import Target
+
+GOLDEN_SAMPLE_COUNT = 2
+RECORDED_PACKAGES = ("torch", "transformers", "onnx", "onnxscript", "onnxruntime", "numpy")
+
+
+def artifact_contents(
+    recipe: Recipe, program: Program, data: Dataset, lowered: Lowered, target: Target
+) -> ArtifactContents:
+    """Everything that goes into the artifact beside its payload and its reports."""
+    golden = golden_batch(program, data)
+    return ArtifactContents(
+        name=Path(program.source).name or program.source,
+        role=program.role,
+        backend=recipe.backend,
+        target=str(target),
+        inputs=tuple(_record(spec) for spec in program.inputs),
+        outputs=tuple(_record(spec) for spec in program.outputs),
+        dimensions={
+            dim.name: DimensionRange(dim.minimum, dim.maximum)
+            for spec in (*program.inputs, *program.outputs)
+            for dim in spec.shape
+            if isinstance(dim, Dimension)
+        },
+        golden_inputs={spec.name: tensor.numpy() for spec, tensor in zip(program.inputs, golden, strict=True)},
+        reference={
+            spec.name: tensor.numpy() for spec, tensor in zip(program.outputs, program.run(*golden), strict=True)
+        },
+        tolerance=lowered.tolerance,
+        recipe=recipe.text(),
+        passes=tuple(PassRecord(spec.name, _scalars(spec.options)) for spec in recipe.passes or ()),
+        tokenizer=program.tokenizer,
+        versions=_versions(),
+        notes=tuple(program.notes),
+        runs_here=target.is_host,
+    )
+
+
+def golden_batch(program: Program, data: Dataset) -> Batch:
+    """A few samples of the scoring data, or the example inputs where samples cannot be told apart."""
+    batch = data.scoring[0] if data.scoring else program.example_inputs
+    first_dims = {spec.shape[0] if spec.shape else None for spec in program.inputs}
+    by_sample = len(first_dims) == 1 and isinstance(next(iter(first_dims)), Dimension)
+    return tuple(tensor[:GOLDEN_SAMPLE_COUNT].contiguous() for tensor in batch) if by_sample else batch
+
+
+def evidence_summary(result: CompileResult) -> dict[str, Scalar]:
+    """The headline numbers, flat, for the manifest."""
+    summary: dict[str, Scalar] = {
+        "data": result.data.name,
+        "samples": result.data.scoring_count,
+        "weight_bytes_before": result.before.weight_bytes,
+        "weight_bytes_after": result.evidence.weight_bytes,
+    }
+    fidelity = result.payload.fidelity if result.payload else result.evidence.fidelity
+    if fidelity is not None:
+        summary |= {
+            "mean_cosine": fidelity.mean_cosine,
+            "worst_cosine": fidelity.worst_cosine,
+            "top1_agreement": fidelity.top1_agreement,
+            "neighbour_agreement": fidelity.neighbour_agreement,
+        }
+    return {name: value for name, value in summary.items() if value is not None}
+
+
+def files_bytes(folder: Path, names: Iterable[str]) -> int:
+    """Bytes of the named files together."""
+    return sum((folder / name).stat().st_size for name in names)
+
+
+def _record(spec: TensorSpec) -> TensorRecord:
+    return TensorRecord(spec.name, spec.dtype, tuple(dim if isinstance(dim, int) else dim.name for dim in spec.shape))
+
+
+def _scalars(options: object) -> dict[str, Scalar]:
+    assert isinstance(options, dict)
+    return {key: "+".join(map(str, value)) if isinstance(value, tuple) else value for key, value in options.items()}
+
+
+def _versions() -> dict[str, str]:
+    installed = {}
+    for name in RECORDED_PACKAGES:
+        try:
+            installed[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return installed

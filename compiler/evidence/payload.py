@@ -1,0 +1,95 @@
+"""Evidence on the lowered payload itself: its outputs against the captured model's, and its latency against eager."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from compiler.evidence import Fidelity
+from compiler.evidence.data import example_batch
+from compiler.evidence.fidelity import compare_outputs, main_output
+from compiler.runtime.bench import Spread
+
+if TYPE_CHECKING:
+    from compiler.evidence.data import Batch, Dataset
+    from compiler.program import Program
+    from compiler.runtime.session import Session
+
+TYPICAL_SIZES = {"batch": 1, "sequence": 128}
+ROUND_COUNT = 15
+LONGEST_SECONDS = 6.0
+"""A slow model gets fewer rounds."""
+
+
+@dataclass(frozen=True)
+class PayloadEvidence:
+    """What the artifact itself is worth.
+
+    `eager_seconds` is the latency of the captured model in torch, `payload_seconds` that of the artifact, on inputs of
+    `shapes`, in rounds that alternate the two.
+    """
+
+    fidelity: Fidelity
+    eager_seconds: Spread
+    payload_seconds: Spread
+    shapes: dict[str, tuple[int, ...]]
+    rounds: int
+
+
+def measure_payload(session: Session, program: Program, reference: Sequence[Tensor], data: Dataset) -> PayloadEvidence:
+    """Run `session` on the scoring data against `reference`, and time it against `program`, the model as captured."""
+    batch = typical_batch(program, data)
+    eager, payload = _alternate(lambda: program.run(*batch), lambda: run_session(session, program, batch))
+    return PayloadEvidence(
+        fidelity=_fidelity(session, program, reference, data),
+        eager_seconds=Spread.of(eager),
+        payload_seconds=Spread.of(payload),
+        shapes={spec.name: tuple(tensor.shape) for spec, tensor in zip(program.inputs, batch, strict=True)},
+        rounds=len(eager),
+    )
+
+
+def run_session(session: Session, program: Program, batch: Batch) -> dict[str, Any]:
+    """The outputs by name of an opened artifact for tensors in the order of the inputs."""
+    return session.run({spec.name: tensor.numpy() for spec, tensor in zip(program.inputs, batch, strict=True)})
+
+
+def typical_batch(program: Program, data: Dataset) -> Batch:
+    """One sample of 128 tokens where the model reads tokens; otherwise one sample of the example inputs' sizes."""
+    sizes = {}
+    for spec, tensor in zip(program.inputs, program.example_inputs, strict=True):
+        for dim, size in zip(spec.shape, tensor.shape, strict=True):
+            if not isinstance(dim, int):
+                wanted = TYPICAL_SIZES.get(dim.name, size)
+                sizes[dim.name] = max(dim.minimum, wanted if dim.maximum is None else min(wanted, dim.maximum))
+    batch = example_batch(program.inputs, sizes, seed=0)
+    try:
+        program.run(*batch)
+    except (RuntimeError, ValueError, IndexError):  # sizes that the model relates in a way the specs do not say
+        return data.scoring[0] if data.scoring else program.example_inputs
+    return batch
+
+
+def _fidelity(session: Session, program: Program, reference: Sequence[Tensor], data: Dataset) -> Fidelity:
+    name = program.outputs[main_output(program)].name
+    found = [torch.from_numpy(run_session(session, program, batch)[name]).float() for batch in data.scoring]
+    masks = [data.row_mask(batch, output) for batch, output in zip(data.scoring, reference, strict=True)]
+    return compare_outputs(found, reference, masks, program.role)
+
+
+def _alternate(first: Callable[[], Any], second: Callable[[], Any]) -> tuple[list[float], list[float]]:
+    sides: tuple[list[float], list[float]] = ([], [])
+    started = time.perf_counter()
+    for call in (first, second):  # warm-up
+        call()
+    while len(sides[0]) < 3 or (len(sides[0]) < ROUND_COUNT and time.perf_counter() - started < LONGEST_SECONDS):
+        for seconds, call in zip(sides, (first, second), strict=True):
+            begun = time.perf_counter()
+            call()
+            seconds.append(time.perf_counter() - begun)
+    return sides
