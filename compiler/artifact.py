@@ -185,18 +185,11 @@ def staged_artifact(folder: Path) -> Iterator[Path]:
     refuses.
     """
     check_output_folder(folder)
-    try:
-        with staged_folder(folder) as staging:
+    with _disk_explained(folder), staged_folder(folder) as staging:
+        with _disk_explained(folder):
             yield staging
-            if not (staging / MANIFEST_NAME).is_file():
-                raise RuntimeError("the artifact was not finished: call ArtifactDraft.finish()")
-    except CompilerError:
-        raise
-    except Exception as error:
-        refusal = _disk_refusal(folder, error)
-        if refusal is None:
-            raise
-        raise refusal from error
+        if not (staging / MANIFEST_NAME).is_file():
+            raise RuntimeError("the artifact was not finished: call ArtifactDraft.finish()")
 
 
 def _check_replaceable(doing: str, folder: Path) -> None:
@@ -213,6 +206,20 @@ def _check_replaceable(doing: str, folder: Path) -> None:
     if foreign:
         listed = ", ".join(foreign[:3]) + (f" and {len(foreign) - 3} more" if len(foreign) > 3 else "")
         raise CompilerError(doing, f"the artifact there also holds {listed}", "Move what is yours out of it first.")
+
+
+@contextmanager
+def _disk_explained(folder: Path) -> Iterator[None]:
+    """Turn errors of the block that the disk caused into CompilerErrors."""
+    try:
+        yield
+    except CompilerError:
+        raise
+    except Exception as error:
+        refusal = _disk_refusal(folder, error)
+        if refusal is None:
+            raise
+        raise refusal from error
 
 
 def _disk_refusal(folder: Path, error: Exception) -> CompilerError | None:
