@@ -109,7 +109,7 @@ def _with_own_weights(graph_module: fx.GraphModule, module: nn.Module, clone: bo
     ]:
         first_names.setdefault(id(tensor), name)
     graph = graph_module.graph
-    _drop_assertions(graph)
+    _drop_traces_of_tracing(graph)
     values: dict[str, Any] = {}
     kept: dict[str, fx.Node] = {}
     own: dict[int, Any] = {}
@@ -134,10 +134,15 @@ def _with_own_weights(graph_module: fx.GraphModule, module: nn.Module, clone: bo
     return fx.GraphModule(values, graph, class_name="Program")
 
 
-def _drop_assertions(graph: fx.Graph) -> None:
-    """Tracing asserts the dtypes it saw; a pass may change them. With them goes what no output needs."""
+def _drop_traces_of_tracing(graph: fx.Graph) -> None:
+    """Drop assertions of the dtypes that tracing saw, which a pass may change; detach_, which does nothing without
+    gradients and fails on views; and what no output needs.
+    """
     for node in list(graph.nodes):
         if node.target is torch.ops.aten._assert_tensor_metadata.default:
+            graph.erase_node(node)
+        elif node.target is torch.ops.aten.detach_.default:
+            node.replace_all_uses_with(node.args[0])
             graph.erase_node(node)
     graph.eliminate_dead_code()
 

@@ -1,0 +1,90 @@
+"""A `.gguf` file: a llama.cpp model, its weights dequantized to float32 by transformers."""
+
+from __future__ import annotations
+
+import atexit
+import io
+import shutil
+import tempfile
+from contextlib import redirect_stderr
+from pathlib import Path
+
+from compiler.errors import CompilerError
+from compiler.frontends import Frontend, LoadOptions
+from compiler.frontends.traced_module import first_line
+from compiler.frontends.transformers_folder import TOKENIZER, captured
+from compiler.frontends.transformers_model import build_model
+from compiler.frontends.transformers_offline import transformers_offline
+from compiler.hookspecs import hookimpl
+from compiler.program import Program
+
+MAGIC = b"GGUF"
+
+
+class GgufFile(Frontend):
+    """Builds the causal language model that the file describes and captures it."""
+
+    name = "gguf-file"
+    form = "a .gguf file"
+
+    def accepts(self, model: str) -> bool:
+        return model.lower().endswith(".gguf") and Path(model).expanduser().is_file()
+
+    def load(self, model: str, options: LoadOptions) -> Program:
+        doing = f"reading model {model!r}"
+        path = Path(model).expanduser()
+        _check_complete(doing, path)
+        with transformers_offline():
+            import transformers
+
+            reading = {"gguf_file": path.name}
+            try:
+                config = transformers.AutoConfig.from_pretrained(path.parent, local_files_only=True, **reading)
+            except Exception as error:  # transformers maps each architecture's fields in its own way
+                hint = "transformers reads llama, qwen2, gemma2, phi3 and some other architectures from GGUF."
+                raise CompilerError(doing, f"its architecture is not read ({first_line(error)})", hint) from error
+            config.use_cache = False
+            with redirect_stderr(io.StringIO()):  # the conversion draws a progress bar that has no switch
+                built, missing = build_model(doing, path.parent, transformers.AutoModelForCausalLM, config, **reading)
+                tokenizer = _tokenizer_folder(path)
+            program = captured(doing, built, None, path, options, set(missing), tokenizer)
+        if tokenizer is None:
+            program.notes.append("the file's tokenizer could not be read: texts cannot be given to the artifact")
+        return program
+
+
+def _check_complete(doing: str, path: Path) -> None:
+    """Walk the file's header and tensor table, which fails when either is damaged or points outside the file."""
+    with path.open("rb") as file:
+        if file.read(len(MAGIC)) != MAGIC:
+            raise CompilerError(doing, "it is not a GGUF file", "A GGUF file begins with the letters GGUF.")
+    try:
+        from gguf import GGUFReader
+    except ImportError as error:
+        raise CompilerError(doing, "the package gguf is not installed", "Install regraft[gguf].") from error
+    try:
+        tensors = GGUFReader(path).tensors
+    except Exception as error:  # the reader does not check what it reads: damage shows as any error of numpy's
+        problem = f"it is truncated or damaged ({first_line(error)})"
+        raise CompilerError(doing, problem, f"It has {path.stat().st_size:,} bytes: fetch it again.") from error
+    if not tensors:
+        raise CompilerError(doing, "it holds no weights", "Is it only a vocabulary? Fetch the model's own file.")
+
+
+def _tokenizer_folder(path: Path) -> Path | None:
+    """A folder with the file's tokenizer as tokenizer.json, gone when the process ends; None where it has none."""
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name, local_files_only=True)
+    except Exception:  # converters fail in their own ways; a model without tokenizer is still a model
+        return None
+    folder = Path(tempfile.mkdtemp(prefix="regraft-tokenizer-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    tokenizer.save_pretrained(folder)
+    return folder if (folder / TOKENIZER).is_file() else None
+
+
+@hookimpl
+def register_frontends() -> list[type[Frontend]]:
+    return [GgufFile]
