@@ -210,7 +210,17 @@ def _fake_result(node: fx.Node) -> Any:
 def replace(node: fx.Node, replacement: fx.Node) -> None:
     """Let every user of `node` read `replacement`, and drop `node` with what only it needed."""
     node.replace_all_uses_with(replacement)
-    erase_dead(node)
+    drop_nodes([node])
+
+
+def drop_nodes(nodes: Iterable[fx.Node]) -> None:
+    """Erase nodes that nothing reads, whether or not they count as having effects, with what only they needed."""
+    for node in nodes:
+        sources = node.all_input_nodes
+        node.graph.erase_node(node)
+        for source in sources:
+            if not source._erased:
+                erase_dead(source)
 
 
 def erase_dead(node: fx.Node) -> None:
