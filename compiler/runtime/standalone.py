@@ -83,10 +83,11 @@ def encode(manifest: dict[str, Any], texts: list[str]) -> dict[str, Any]:
 
 def verify(manifest: dict[str, Any], threads: int | None = None) -> int:
     """Compare every file with its sha256, then the outputs on the golden inputs with the golden outputs."""
-    wrong = []
+    content = {key: value for key, value in manifest.items() if key != "sha256"}
+    text = json.dumps(content, indent=2, sort_keys=True) + "\n"
+    wrong = [] if hashlib.sha256(text.encode()).hexdigest() == manifest.get("sha256") else ["manifest.json was changed"]
     for name, record in manifest["files"].items():
-        path = FOLDER / name
-        if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != record["sha256"]:
+        if sha256_of(FOLDER / name) != record["sha256"]:
             wrong.append(f"{name} is missing or was changed")
     if not wrong:
         golden = np.load(FOLDER / manifest["golden"]["file"], allow_pickle=False)
@@ -101,6 +102,14 @@ def verify(manifest: dict[str, Any], threads: int | None = None) -> int:
                 wrong.append(f"{name} is off by {error:.2g}, and {allowed:.2g} is allowed")
     print("\n".join(wrong) if wrong else "every file and every output is as it was where this was made")
     return 1 if wrong else 0
+
+
+def sha256_of(path: Path) -> str | None:
+    """The sha256 of a file, or None when there is none."""
+    if not path.is_file():
+        return None
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 if __name__ == "__main__":
