@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch._dispatch.python import enable_python_dispatcher
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 aten = torch.ops.aten
@@ -203,7 +204,7 @@ def _fake_result(node: fx.Node) -> Any:
     assert callable(node.target)
     if mode is None:
         return node.target(*args, **kwargs)
-    with mode, torch.no_grad():
+    with mode, torch.no_grad(), enable_python_dispatcher():
         return node.target(*args, **kwargs)
 
 

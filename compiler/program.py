@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch._dispatch.python import enable_python_dispatcher
 from torch.export import ExportedProgram
 from torch.fx.passes.fake_tensor_prop import FakeTensorProp
 
@@ -156,7 +157,7 @@ class Program:
         modes = [value.fake_mode for value in values if hasattr(value, "fake_mode")]
         if not modes:
             raise ValueError("refresh() needs fake tensors in the placeholders' meta['val']")
-        with torch.no_grad():
+        with torch.no_grad(), enable_python_dispatcher():
             FakeTensorProp(self.graph_module, modes[0]).propagate_dont_convert_inputs(*values)
 
     def export(self) -> ExportedProgram:
