@@ -12,9 +12,19 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from compiler.errors import CompilerError
+
+
+MORE = "Compiling models and the other commands need more packages: pip install 'regraft[compile]'"
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says with every mistake where the commands are that this one does not have."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.format_usage()}{self.prog}: {message}\n{MORE}\n")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -31,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="compile", description="Check, run and time artifacts of regraft.")
+    parser = _Parser(prog="compile", description="Check, run and time artifacts of regraft.", epilog=MORE)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     verify = commands.add_parser("verify", help="check every file and the golden outputs")
     run = commands.add_parser("run", help="run on text or on arrays")
