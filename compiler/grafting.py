@@ -36,9 +36,7 @@ class GraftedSite:
 def apply_graft(
     graft: Graft, program: Program, reference: Sequence[Tensor], context: PassContext
 ) -> tuple[Program, PassResult]:
-    """The Program with the graft's stand-ins, within `context.max_drop` of `reference` on the scoring data where a
-    budget is set.
-    """
+    """The Program with the graft's stand-ins, within `context.max_drop` of `reference` on the scoring data."""
     work = program.copy()
     grafted, refused = _propose_all(graft, work, context)
     if not grafted:
@@ -127,9 +125,7 @@ class _Workbench:
 
 
 def _hold_budget(bench: _Workbench, reference: Sequence[Tensor], context: PassContext) -> tuple[str, ...]:
-    """Give back as few sites as it takes, worst first. The ranking is made on calibration data, the budget held on
-    scoring data.
-    """
+    """Give back as few rungs as it takes: sites ranked on calibration data, the budget held on scoring data."""
     assert context.max_drop is not None
     data = context.data
     drop = measure_fidelity(bench.trial(), reference, data, data.scoring).drop
@@ -165,9 +161,7 @@ def _all_rungs(item: GraftedSite) -> int:
 
 
 def _smallest(limit: int, holds: Callable[[int], bool]) -> int:
-    """The smallest count up to `limit` for which `holds`, taking it as monotone; `limit` gives everything back and
-    always holds.
-    """
+    """The smallest count for which `holds`, taken as monotone; `limit` gives everything back and always holds."""
     low, high = 0, limit
     while low < high:
         middle = (low + high) // 2

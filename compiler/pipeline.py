@@ -44,8 +44,9 @@ class PassRecord:
 
 
 class Pipeline:
-    """Passes in order, over one Program and one set of data. `hooks` is pluggy's relay to the plugins' before_pass and
-    after_pass.
+    """Passes in order, over one Program and one set of data.
+
+    `hooks` is pluggy's relay to the plugins' before_pass and after_pass.
     """
 
     def __init__(
@@ -57,9 +58,7 @@ class Pipeline:
         self.probes = list(probes)
 
     def run(self, program: Program) -> tuple[Program, Evidence, list[PassRecord]]:
-        """The Program after all passes, the evidence before the first, and a record a pass. `program` itself is left
-        alone.
-        """
+        """The Program after all passes, the evidence before the first, a record a pass. `program` is left alone."""
         reference = reference_outputs(program, self.context.data.scoring)
         before = self.take_evidence(program, reference, time.perf_counter())
         records: list[PassRecord] = []

@@ -1,5 +1,4 @@
-"""Program, the one intermediate representation: an ATen-level FX graph with its weights, named inputs and symbolic
-dims.
+"""Program, the one intermediate representation: an ATen-level FX graph, its weights, named inputs, symbolic dims.
 
 Frontends make one, passes edit it in place, backends lower it. Weights are `get_attr` nodes whose targets are dotted
 names of the state dict; every node carries its value's symbolic shape and dtype in `meta["val"]`.

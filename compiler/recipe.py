@@ -124,9 +124,7 @@ def parse_passes(text: str) -> tuple[PassSpec, ...]:
 def build_passes(
     specs: tuple[PassSpec, ...], known: Mapping[str, type[Pass]], pipelines: Mapping[str, str]
 ) -> list[Pass]:
-    """Instances of the named passes; a pipeline name stands for the passes of its text. Everything is checked before
-    any runs.
-    """
+    """Instances of the named passes; a pipeline name stands for the passes of its text. Nothing has run by then."""
     built: list[Pass] = []
     for spec in specs:
         if spec.name in known:

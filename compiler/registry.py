@@ -66,9 +66,7 @@ class Registry:
         return self._collect("register_probes", "probe")
 
     def pipelines(self) -> dict[str, str]:
-        """Named pipelines; the family of rewrites `fuse`, `simplify`, ... is a pipeline of its members unless a plugin
-        names one so.
-        """
+        """Named pipelines. A family of rewrites, such as `fuse`, is one unless a plugin registers that name."""
         found: dict[str, str] = {}
         for cls in self.passes().values():
             if cls.family:

@@ -12,9 +12,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Fidelity:
-    """How far outputs are from the captured model's, row by row (a row: one embedding, one token's vector, one sample's
-    scores).
+    """How far outputs are from the captured model's, row by row.
 
+    A row is one embedding, one token's vector or one sample's scores.
     Cosines are over all rows. `top1_agreement` is the share of rows with the same arg max, for models that choose;
     `neighbour_agreement` the share of samples whose nearest other sample stays the same, for models that embed; None
     where the role has no such notion.

@@ -22,8 +22,7 @@ def weight_bytes(program: Program) -> int:
 
 
 def flops(program: Program) -> int:
-    """Arithmetic of one run on the example inputs: matrix products, convolutions and attention; a multiply-add counts
-    as two.
+    """Arithmetic of one run on the example inputs: matrix products, convolutions, attention; a multiply-add is two.
 
     A quantized product counts as much as the float one that it stands for: FLOPs measure structure, bytes measure
     storage.

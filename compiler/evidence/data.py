@@ -1,5 +1,4 @@
-"""Data that evidence is taken on: text, jsonl, npz or a folder of these; without any, a small set that ships with the
-package.
+"""Data that evidence is taken on: text, jsonl, npz or a folder of these; without any, a small set that is shipped.
 
 Samples are split in two by turns: calibration samples are for passes to look at, scoring samples judge the result.
 """

@@ -24,9 +24,7 @@ def reference_outputs(program: Program, batches: Sequence[tuple[Tensor, ...]]) -
 
 
 def main_output(program: Program) -> int:
-    """Position of the output that evidence is taken on: the first of floating-point dtype (the first of all if none
-    is).
-    """
+    """Position of the output that evidence is taken on: the first of floating-point dtype, else the first."""
     for index, spec in enumerate(program.outputs):
         if spec.dtype.startswith(("float", "bfloat")):
             return index
@@ -76,9 +74,7 @@ def row_cosines(left: Tensor, right: Tensor) -> Tensor:
 
 
 def neighbour_agreement(left: Tensor, right: Tensor) -> float | None:
-    """Share of samples whose nearest other sample by cosine is the same in both sets [samples, width]; None below 3
-    samples.
-    """
+    """Share of samples [samples, width] whose nearest other sample by cosine is the same in both sets."""
     if len(left) < 3:
         return None
     return float((_nearest(left) == _nearest(right)).double().mean())
