@@ -16,7 +16,6 @@ from typing import Any, NoReturn
 
 from compiler.errors import CompilerError
 
-
 MORE = "Compiling models and the other commands need more packages: pip install 'regraft[compile]'"
 
 
