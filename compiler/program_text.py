@@ -13,17 +13,15 @@ if TYPE_CHECKING:
 
 
 def program_text(program: Program) -> str:
-    """Inputs, one line a node, outputs. Nodes are numbered in order of appearance, so names of the tracer do not
-    matter.
-    """
-    symbols = _symbol_names(program)
+    """Inputs, one line a node, outputs. Nodes are numbered as they appear; the names of tracing do not matter."""
+    symbols = symbol_names(program)
     names: dict[fx.Node, str] = {}
     lines = []
     count = 0
     for node in program.graph.nodes:
         if node.op == "placeholder":
             names[node] = f"%{node.name}"
-            lines.append(f"input {names[node]} : {_value(node, symbols)}")
+            lines.append(f"input {names[node]} : {value_text(node, symbols)}")
         elif node.op == "get_attr":
             names[node] = f"@{node.target}"
         elif node.op == "output":
@@ -33,7 +31,7 @@ def program_text(program: Program) -> str:
             count += 1
             arguments = [_argument(a, names) for a in node.args]
             arguments += [f"{key}={_argument(a, names)}" for key, a in node.kwargs.items()]
-            lines.append(f"{names[node]} = {operator_name(node)}({', '.join(arguments)}) : {_value(node, symbols)}")
+            lines.append(f"{names[node]} = {operator_name(node)}({', '.join(arguments)}) : {value_text(node, symbols)}")
     return "\n".join(lines) + "\n"
 
 
@@ -46,7 +44,8 @@ def operator_name(node: fx.Node) -> str:
     return f"{node.op} {node.target}"
 
 
-def _symbol_names(program: Program) -> dict[str, str]:
+def symbol_names(program: Program) -> dict[str, str]:
+    """From the tracer's symbols to the names of the dims they stand for."""
     from compiler.program import Dimension
 
     symbols: dict[str, str] = {}
@@ -60,7 +59,8 @@ def _symbol_names(program: Program) -> dict[str, str]:
     return symbols
 
 
-def _value(node: fx.Node, symbols: dict[str, str]) -> str:
+def value_text(node: fx.Node, symbols: dict[str, str]) -> str:
+    """A node's dtype and shape, as in `float32[batch, 384]`."""
     value = node.meta.get("val")
     if isinstance(value, torch.Tensor):
         sizes = ", ".join(_named(str(size), symbols) for size in value.shape)
