@@ -27,11 +27,12 @@ if TYPE_CHECKING:
 class CompileResult:
     """What a compile did, step by step; the reports are made from it.
 
-    `recipe` has every option spelled out. `program` is the finished Program, `before` the evidence on the captured one,
+    `recipe` has every option spelled out. `captured` is the Program before any pass, `program` the finished one, `before` the evidence on the captured one,
     `payload` that on the artifact itself (None where this machine cannot run it).
     """
 
     recipe: Recipe
+    captured: Program
     program: Program
     lowered: Lowered
     data: Dataset
@@ -106,6 +107,7 @@ def compile_model(
             payload = measure_payload(draft.session, captured, reference_outputs(captured, data.scoring), data)
         result = CompileResult(
             recipe=recipe,
+            captured=captured,
             program=program,
             lowered=lowered,
             data=data,

@@ -1,0 +1,7 @@
+"""`python -m compiler.cli` is the `compile` command."""
+
+import sys
+
+from compiler.cli import main
+
+sys.exit(main())

@@ -1,0 +1,1 @@
+"""The commands of `compile`, one file each. What is heavy is imported inside the function that needs it."""

@@ -1,0 +1,131 @@
+"""Charts as inline SVG. Every text goes through Markup.format, which escapes it; the page's style sheet has the colours.
+
+A chart is 360 units wide, so that its text stays readable on a phone; labels stand above their bars and never beside
+them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from markupsafe import Markup
+
+from compiler.report import formats
+
+WIDTH = 360
+ROW = 34
+BAR = 12
+LABEL_LIMIT = 46
+COLOURS = {"linear": "a", "embedding": "b", "convolution": "c", "norm": "d", "other": "e"}
+
+
+@dataclass(frozen=True)
+class Spread:
+    """A median with its quartiles."""
+
+    name: str
+    median: float
+    lower: float
+    upper: float
+
+
+def size_chart(before: Mapping[str, int], after: Mapping[str, int]) -> Markup:
+    """Two stacked bars: bytes by kind, before and after."""
+    largest = max(sum(before.values()), sum(after.values()), 1)
+    rows, kinds = [], [kind for kind in COLOURS if before.get(kind) or after.get(kind)]
+    for index, (name, sizes) in enumerate((("before", before), ("after", after))):
+        top = index * ROW
+        rows.append(_label(top, name, formats.megabytes(sum(sizes.values()))))
+        left = 0.0
+        for kind in kinds:
+            width = WIDTH * sizes.get(kind, 0) / largest
+            title = f"{kind}: {formats.megabytes(sizes.get(kind, 0))}"
+            rows.append(_bar(left, top, width, COLOURS[kind], title))
+            left += width
+    for index, kind in enumerate(kinds):
+        rows.append(_legend(index, 2 * ROW + 4, kind, COLOURS[kind]))
+    return _svg("Bytes of weights by kind, before and after", 2 * ROW + 4 + 16 * math.ceil(len(kinds) / 3), rows)
+
+
+def latency_chart(sides: Sequence[Spread]) -> Markup:
+    """A bar a side, with a whisker from the lower to the upper quartile. In seconds."""
+    largest = max([side.upper for side in sides] + [1e-9])
+    rows = []
+    for index, side in enumerate(sides):
+        top = index * ROW
+        rows.append(_label(top, side.name, formats.milliseconds(side.median)))
+        title = f"{formats.milliseconds(side.lower)} to {formats.milliseconds(side.upper)}"
+        rows.append(_bar(0, top, WIDTH * side.median / largest, "a" if index == 0 else "e", title))
+        low, high, middle = WIDTH * side.lower / largest, WIDTH * side.upper / largest, top + 17 + BAR / 2
+        rows.append(
+            Markup(
+                '<path class="whisker" d="M{:.1f} {:.1f}V{:.1f}M{:.1f} {:.1f}H{:.1f}M{:.1f} {:.1f}V{:.1f}"/>'
+            ).format(low, middle - 4, middle + 4, low, middle, high, high, middle - 4, middle + 4)
+        )
+    return _svg("Latency, median with quartiles", len(sides) * ROW, rows)
+
+
+def fidelity_chart(steps: Sequence[tuple[str, float, float]]) -> Markup:
+    """For every step (name, mean cosine, worst cosine) two dots on one scale that ends at 1: nothing has changed."""
+    lowest = min([worst for _, _, worst in steps] + [0.999])
+    least = max(-1.0, 1 - (1 - lowest) * 1.1)
+
+    def x(value: float) -> float:
+        return 6 + (WIDTH - 12) * (value - least) / (1 - least)
+
+    rows = []
+    for index, (name, mean, worst) in enumerate(steps):
+        top = index * ROW
+        middle = top + 17 + BAR / 2
+        rows.append(_label(top, name, formats.cosine(mean)))
+        rows.append(Markup('<path class="axis" d="M6 {:.1f}H{}"/>').format(middle, WIDTH - 6))
+        rows.append(Markup('<path class="range" d="M{:.1f} {:.1f}H{:.1f}"/>').format(x(worst), middle, x(mean)))
+        for value, kind, word in ((worst, "d", "worst"), (mean, "a", "mean")):
+            title = f"{word} cosine {formats.cosine(value)}"
+            rows.append(_dot(x(value), middle, kind, title))
+    bottom = len(steps) * ROW + 10
+    rows.append(Markup('<text class="tick" x="6" y="{}">{}</text>').format(bottom, formats.cosine(least)))
+    end = Markup('<text class="tick" x="{}" y="{}" text-anchor="end">1 = unchanged</text>')
+    rows.append(end.format(WIDTH - 6, bottom))
+    return _svg("Cosine to the captured model after each pass: mean and worst row", bottom + 4, rows)
+
+
+def drop_chart(drops: Sequence[tuple[str, str, float]]) -> Markup:
+    """A bar a site (name, state, drop when it alone is grafted), the worst first."""
+    largest = max([value for _, _, value in drops] + [1e-12])
+    rows = []
+    for index, (name, state, value) in enumerate(drops):
+        top = index * ROW
+        rows.append(_label(top, name, formats.drop(value)))
+        rows.append(_bar(0, top, WIDTH * max(value, 0.0) / largest, "d" if state == "returned" else "a", state))
+    return _svg("What single sites cost", len(drops) * ROW, rows)
+
+
+def _svg(title: str, height: float, parts: Sequence[Markup]) -> Markup:
+    frame = Markup('<svg viewBox="0 0 {} {:.0f}" role="img" aria-label="{}">{}</svg>')
+    return frame.format(WIDTH, height, title, Markup("").join(parts))
+
+
+def _label(top: float, text: str, value: str) -> Markup:
+    short = text if len(text) <= LABEL_LIMIT else f"{text[: LABEL_LIMIT // 3]}…{text[-LABEL_LIMIT * 2 // 3 + 1 :]}"
+    pair = Markup('<text x="0" y="{:.0f}">{}<title>{}</title></text><text class="value" x="{}" y="{:.0f}">{}</text>')
+    return pair.format(top + 12, short, text, WIDTH, top + 12, value)
+
+
+def _bar(left: float, top: float, width: float, colour: str, title: str) -> Markup:
+    shape = Markup('<rect class="{}" x="{:.1f}" y="{:.0f}" width="{:.1f}" height="{}"><title>{}</title></rect>')
+    return shape.format(colour, left, top + 17, max(width, 0.0), BAR, title)
+
+
+def _dot(x: float, y: float, colour: str, title: str) -> Markup:
+    return Markup('<circle class="{}" cx="{:.1f}" cy="{:.1f}" r="5"><title>{}</title></circle>').format(
+        colour, x, y, title
+    )
+
+
+def _legend(index: int, top: float, text: str, colour: str) -> Markup:
+    left, y = (index % 3) * 120, top + 16 * (index // 3)
+    pair = Markup('<rect class="{}" x="{}" y="{}" width="10" height="10"/><text class="tick" x="{}" y="{}">{}</text>')
+    return pair.format(colour, left, y, left + 15, y + 9, text)
