@@ -24,7 +24,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from compiler import __version__
-from compiler.artifact_tokenizer import write_tokenizer
 from compiler.errors import CompilerError
 from compiler.runtime.engines import open_engine
 from compiler.runtime.golden import Golden, write_golden
@@ -45,6 +44,7 @@ from compiler.runtime.manifest import (
 from compiler.runtime.session import Session
 from compiler.runtime.verify import compare_outputs
 from compiler.staged_folder import staged_folder
+from compiler.tokenizer_folder import copy_tokenizer, token_range
 
 if TYPE_CHECKING:
     from compiler.backend import Lowered
@@ -100,7 +100,7 @@ class ArtifactDraft:
         self._contents = contents
         text = None
         if contents.tokenizer is not None:
-            text = write_tokenizer(contents.tokenizer, staging, contents.inputs, contents.dimensions)
+            text = copy_tokenizer(contents.tokenizer, staging, token_range(contents.inputs, contents.dimensions))
         self._manifest = Manifest(
             regraft=__version__,
             name=contents.name,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from compiler.errors import CompilerError
+from compiler.runtime.manifest import DimensionRange
 from compiler.runtime.tensor_file import read_tensors
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 SHIPPED_SENTENCES = Path(__file__).parent / "sentences.txt"
 SAMPLE_LIMIT = 512
 BATCH_SIZE = 16
+LONGEST_TEXT_TOKENS = 256
 RANDOM_BATCH_COUNT = 4
 
 Batch = tuple[Tensor, ...]
@@ -143,29 +145,24 @@ def _batches(samples: Sequence[str | Batch], program: Program) -> tuple[Batch, .
 
 
 def _encoder(program: Program) -> Callable[[Sequence[str]], Batch]:
-    """A function from texts to a padded batch in the order of the inputs."""
-    from tokenizers import Tokenizer
-
-    from compiler.runtime.text import ENCODING_FIELDS
+    """A function from texts to a padded batch in the order of the inputs, as the artifact will encode them."""
+    from compiler.runtime.text import encode_batch, limited
+    from compiler.tokenizer_folder import open_tokenizer
 
     assert program.tokenizer is not None
-    sequence = program.dimensions.get("sequence")
-    limit = min(256, sequence.maximum) if sequence is not None and sequence.maximum else 256
-    tokenizer = Tokenizer.from_file(str(program.tokenizer / "tokenizer.json"))
-    tokenizer.enable_truncation(limit)
-    tokenizer.enable_padding(**(tokenizer.padding or {}) | {"length": None})
+    tokenizer, record = open_tokenizer(program.tokenizer, _token_range(program))
+    limit = min(LONGEST_TEXT_TOKENS, record.maximum_tokens or LONGEST_TEXT_TOKENS)
+    limited(tokenizer, replace(record, maximum_tokens=limit))
+    dtypes = {spec.name: spec.dtype for spec in program.inputs}
+    return lambda texts: tuple(map(torch.from_numpy, encode_batch(tokenizer, texts, dtypes).values()))
 
-    def encode(texts: Sequence[str]) -> Batch:
-        encodings = tokenizer.encode_batch(list(texts))
-        return tuple(
-            torch.tensor(
-                [getattr(encoding, ENCODING_FIELDS[spec.name]) for encoding in encodings],
-                dtype=getattr(torch, spec.dtype),
-            )
-            for spec in program.inputs
-        )
 
-    return encode
+def _token_range(program: Program) -> DimensionRange:
+    """How many tokens the model takes at once."""
+    tokens = next((spec.shape[-1] for spec in program.inputs if spec.name == "input_ids"), None)
+    if tokens is None:
+        return DimensionRange()
+    return DimensionRange(tokens, tokens) if isinstance(tokens, int) else DimensionRange(tokens.minimum, tokens.maximum)
 
 
 def _read_text(doing: str, path: Path, program: Program) -> list[str | Batch]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -14,7 +14,10 @@ from compiler.runtime.engines import Engine, first_line, open_engine
 from compiler.runtime.input_check import check_inputs
 from compiler.runtime.integrity import require_files
 from compiler.runtime.manifest import Manifest, read_manifest
-from compiler.runtime.text import TextEncoder
+from compiler.runtime.text import encode_batch, limited, read_tokenizer
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 Arrays = dict[str, np.ndarray[Any, Any]]
 
@@ -51,9 +54,17 @@ class Session:
         return {spec.name: outputs[spec.name] for spec in self.manifest.outputs}
 
     def encode(self, texts: Sequence[str]) -> Arrays:
-        """The inputs that stand for the texts: one batch, padded to the longest and cut at the model's limit."""
-        return self._text_encoder.encode(texts)
+        """The inputs that stand for the texts: one batch, padded to the longest and cut at the model's limit.
+
+        Raises CompilerError when the model takes no text.
+        """
+        return encode_batch(self._tokenizer, texts, {spec.name: spec.dtype for spec in self.manifest.inputs})
 
     @cached_property
-    def _text_encoder(self) -> TextEncoder:
-        return TextEncoder.open(self.folder, self.manifest)
+    def _tokenizer(self) -> Tokenizer:
+        text = self.manifest.text
+        if text is None:
+            takes = "; ".join(map(str, self.manifest.inputs))
+            hint = f"Give arrays instead, with --input F.npz. It takes {takes}."
+            raise CompilerError(f"reading text for {self.manifest.name}", "this artifact has no tokenizer", hint)
+        return limited(read_tokenizer(self.folder / text.tokenizer), text)
