@@ -70,15 +70,21 @@ def _examples(doing: str, exported: ExportedProgram, names: list[str]) -> dict[s
 def _dynamic_dims(placeholders: list[fx.Node], examples: dict[str, Tensor]) -> dict[str, dict[int, str]]:
     """Dims that are symbols in the file; one symbol has one name."""
     usual = default_dynamic_dims(examples)
+    leading = {str(node.meta["val"].shape[0]) for node in placeholders if _is_symbolic(node, 0)}
     names: dict[str, str] = {}
     dims: dict[str, dict[int, str]] = {}
     for node, (input_name, tensor) in zip(placeholders, examples.items(), strict=True):
-        symbolic = [index for index in range(tensor.dim()) if isinstance(node.meta["val"].shape[index], torch.SymInt)]
         dims[input_name] = {}
-        for index in symbolic:
-            wanted = usual[input_name].get(index, "batch" if index == 0 else f"{input_name}_dim_{index}")
+        for index in (index for index in range(tensor.dim()) if _is_symbolic(node, index)):
+            other = "batch" if index == 0 and len(leading) == 1 else f"{input_name}_dim_{index}"
+            wanted = usual[input_name].get(index, other)
             dims[input_name][index] = names.setdefault(str(node.meta["val"].shape[index]), wanted)
     return dims
+
+
+def _is_symbolic(node: fx.Node, index: int) -> bool:
+    shape = node.meta["val"].shape
+    return index < len(shape) and isinstance(shape[index], torch.SymInt)
 
 
 def _output_names(exported: ExportedProgram) -> tuple[str, ...]:

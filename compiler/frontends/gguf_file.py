@@ -11,14 +11,13 @@ from pathlib import Path
 
 from compiler.errors import CompilerError
 from compiler.frontends import Frontend, LoadOptions
+from compiler.frontends.gguf_header import GgufDamage, read_tensor_table
 from compiler.frontends.traced_module import first_line
 from compiler.frontends.transformers_folder import TOKENIZER, captured
 from compiler.frontends.transformers_model import build_model
 from compiler.frontends.transformers_offline import transformers_offline
 from compiler.hookspecs import hookimpl
 from compiler.program import Program
-
-MAGIC = b"GGUF"
 
 
 class GgufFile(Frontend):
@@ -54,19 +53,15 @@ class GgufFile(Frontend):
 
 
 def _check_complete(doing: str, path: Path) -> None:
-    """Walk the file's header and tensor table, which fails when either is damaged or points outside the file."""
-    with path.open("rb") as file:
-        if file.read(len(MAGIC)) != MAGIC:
-            raise CompilerError(doing, "it is not a GGUF file", "A GGUF file begins with the letters GGUF.")
     try:
-        from gguf import GGUFReader
+        import gguf  # noqa: F401
     except ImportError as error:
         raise CompilerError(doing, "the package gguf is not installed", "Install regraft[gguf].") from error
     try:
-        tensors = GGUFReader(path).tensors
-    except Exception as error:  # the reader does not check what it reads: damage shows as any error of numpy's
-        problem = f"it is truncated or damaged ({first_line(error)})"
-        raise CompilerError(doing, problem, f"It has {path.stat().st_size:,} bytes: fetch it again.") from error
+        tensors = read_tensor_table(path)
+    except GgufDamage as damage:
+        hint = f"It has {path.stat().st_size:,} bytes: is it a whole GGUF file? Fetch it again."
+        raise CompilerError(doing, f"it is truncated or damaged ({damage})", hint) from damage
     if not tensors:
         raise CompilerError(doing, "it holds no weights", "Is it only a vocabulary? Fetch the model's own file.")
 
