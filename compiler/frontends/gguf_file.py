@@ -11,7 +11,7 @@ from pathlib import Path
 
 from compiler.errors import CompilerError
 from compiler.frontends import Frontend, LoadOptions
-from compiler.frontends.gguf_header import GgufDamage, read_tensor_table
+from compiler.frontends.gguf_header import GgufDamageError, read_tensor_table
 from compiler.frontends.traced_module import first_line
 from compiler.frontends.transformers_folder import TOKENIZER, captured
 from compiler.frontends.transformers_model import build_model
@@ -59,7 +59,7 @@ def _check_complete(doing: str, path: Path) -> None:
         raise CompilerError(doing, "the package gguf is not installed", "Install regraft[gguf].") from error
     try:
         tensors = read_tensor_table(path)
-    except GgufDamage as damage:
+    except GgufDamageError as damage:
         hint = f"It has {path.stat().st_size:,} bytes: is it a whole GGUF file? Fetch it again."
         raise CompilerError(doing, f"it is truncated or damaged ({damage})", hint) from damage
     if not tensors:

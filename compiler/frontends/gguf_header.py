@@ -20,7 +20,7 @@ VALUE_BYTES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12:
 LARGEST_RANK = 4
 
 
-class GgufDamage(Exception):
+class GgufDamageError(Exception):
     """What is wrong with the file, in words."""
 
 
@@ -35,12 +35,12 @@ class GgufTensor:
 
 
 def read_tensor_table(path: Path) -> list[GgufTensor]:
-    """The tensor table. Raises GgufDamage when the header or the data do not fit into the file."""
+    """The tensor table. Raises GgufDamageError when the header or the data do not fit into the file."""
     with path.open("rb") as file:
         try:
             content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         except ValueError as error:  # an empty file cannot be mapped
-            raise GgufDamage("it is empty") from error
+            raise GgufDamageError("it is empty") from error
         with content:
             return _Walk(content).tensors()
 
@@ -54,10 +54,10 @@ class _Walk:
 
     def tensors(self) -> list[GgufTensor]:
         if self._bytes(len(MAGIC)) != MAGIC:
-            raise GgufDamage("it does not begin with the letters GGUF")
+            raise GgufDamageError("it does not begin with the letters GGUF")
         version = self._number("I")
         if version not in VERSIONS:
-            raise GgufDamage(f"it has version {version}; versions 2 and 3 are read")
+            raise GgufDamageError(f"it has version {version}; versions 2 and 3 are read")
         tensor_count, key_count = self._count(24), self._count(12)
         alignment = 32
         for _ in range(key_count):
@@ -71,7 +71,7 @@ class _Walk:
         for tensor in table:
             end = start + tensor.offset_bytes + _bytes_of(tensor)
             if end > len(self.content):
-                raise GgufDamage(
+                raise GgufDamageError(
                     f"the data of {tensor.name} ends {end - len(self.content):,} bytes behind the file's end"
                 )
         return table
@@ -80,7 +80,7 @@ class _Walk:
         name = self._string().decode("utf-8", errors="replace")
         rank = self._number("I")
         if rank > LARGEST_RANK:
-            raise GgufDamage(f"{name!r} has {rank} dims")
+            raise GgufDamageError(f"{name!r} has {rank} dims")
         shape = tuple(self._number("Q") for _ in range(rank))
         return GgufTensor(name, shape, self._number("I"), self._number("Q"))
 
@@ -97,15 +97,15 @@ class _Walk:
                 for _ in range(self._count(8)):
                     self._string()
             else:
-                raise GgufDamage(f"an array holds values of the unknown type {item_kind}")
+                raise GgufDamageError(f"an array holds values of the unknown type {item_kind}")
         else:
-            raise GgufDamage(f"a value has the unknown type {kind}")
+            raise GgufDamageError(f"a value has the unknown type {kind}")
 
     def _count(self, least_bytes: int) -> int:
         """A number of things that follow, each of which takes at least so many bytes."""
         count = self._number("Q")
         if count * least_bytes > len(self.content) - self.position:
-            raise GgufDamage(f"it announces {count:,} entries and ends before them")
+            raise GgufDamageError(f"it announces {count:,} entries and ends before them")
         return count
 
     def _string(self) -> bytes:
@@ -119,18 +119,18 @@ class _Walk:
     def _bytes(self, count: int) -> bytes:
         end = self.position + count
         if end > len(self.content):
-            raise GgufDamage("it ends in the middle of its header")
+            raise GgufDamageError("it ends in the middle of its header")
         found = self.content[self.position : end]
         self.position = end
         return found
 
 
 def _bytes_of(tensor: GgufTensor) -> int:
-    """Bytes of the tensor's data. Raises GgufDamage for a type that the gguf package does not know."""
+    """Bytes of the tensor's data. Raises GgufDamageError for a type that the gguf package does not know."""
     from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
     try:
         block_size, block_bytes = GGML_QUANT_SIZES[GGMLQuantizationType(tensor.type_number)]
     except (ValueError, KeyError) as error:
-        raise GgufDamage(f"{tensor.name} has the unknown type {tensor.type_number}") from error
+        raise GgufDamageError(f"{tensor.name} has the unknown type {tensor.type_number}") from error
     return math.prod(tensor.shape) // int(block_size) * int(block_bytes)
