@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from torch import fx
 
 from compiler.errors import CompilerError, nearest_hint
+from compiler.sites.attention import match_attention
 from compiler.sites.convolution import match_convolution
 from compiler.sites.embedding import match_embedding
 from compiler.sites.linear import match_linear
@@ -28,6 +29,7 @@ KINDS: dict[str, Matcher] = {
     "norm": match_norm,
     "linear": match_linear,
     "convolution": match_convolution,
+    "attention": match_attention,
 }
 
 

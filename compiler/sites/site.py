@@ -13,7 +13,7 @@ from torch import fx
 class Site:
     """One match: what kind it is, its readable name from the module path, and the nodes that take part.
 
-    `inputs` are the activations that a stand-in module receives, in order; `output` is the node whose value it gives instead.
+    `inputs` are the activations that a stand-in module receives, in order; `output` is the node whose value it gives.
     `bindings` hold what the kind promises: weight names, sizes, scale, causality and so on.
     """
 
