@@ -1,0 +1,132 @@
+"""What flows into chosen nodes on calibration data: second moments and ranges, gathered in one run of the Program.
+
+Nothing larger than [features, features] a node is kept, whatever the amount of data.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, fx
+
+if TYPE_CHECKING:
+    from compiler.evidence.data import Dataset
+    from compiler.program import Program
+
+
+@dataclass(frozen=True)
+class ActivationStatistics:
+    """Of one activation x [..., features], padding left out.
+
+    second_moment [features, features] is the mean of x^T x over `row_count` rows; minima and maxima
+    [samples, features] are those of each sample (of each batch, where the first dim of x is not that of samples).
+    """
+
+    second_moment: Tensor
+    minima: Tensor
+    maxima: Tensor
+    row_count: int
+
+    @property
+    def typical_magnitude(self) -> Tensor:
+        """The mean over samples of max |x| for each feature: [features]."""
+        return torch.maximum(self.maxima.abs(), self.minima.abs()).mean(0)
+
+    def rounding_noise(self, smoothing: Tensor | None = None) -> float:
+        """Variance that 8-bit rounding with one scale a sample adds to x, or to x / smoothing."""
+        divisor = 1.0 if smoothing is None else smoothing
+        high = (self.maxima / divisor).amax(1).clamp(min=0)
+        low = (self.minima / divisor).amin(1).clamp(max=0)
+        return float((((high - low) / 255) ** 2).mean()) / 12
+
+
+def activation_statistics(
+    program: Program, nodes: Iterable[fx.Node], data: Dataset
+) -> dict[str, ActivationStatistics]:
+    """Statistics by node name, for nodes with a float value of rank 2 or more. Empty without calibration data."""
+    wanted = {node for node in nodes if _is_activation(node)}
+    gathered: dict[str, _Gathering] = {node.name: _Gathering() for node in wanted}
+    for batch in data.calibration:
+        with torch.no_grad():
+            _Recorder(program.graph_module, wanted, gathered, data, batch).run(*batch)
+    return {name: one.finished() for name, one in gathered.items() if one.row_count}
+
+
+_CACHE: weakref.WeakKeyDictionary[fx.GraphModule, tuple[Dataset, dict[str, ActivationStatistics]]]
+_CACHE = weakref.WeakKeyDictionary()
+
+
+def cached_statistics(
+    program: Program, node: fx.Node, nodes: Iterable[fx.Node], data: Dataset
+) -> ActivationStatistics | None:
+    """Those of `node`, gathered for all `nodes` at the first call for this graph and data. The graph must not have
+    been edited in between.
+    """
+    known = _CACHE.get(program.graph_module)
+    if known is None or known[0] is not data or node.name not in known[1]:
+        known = data, activation_statistics(program, {*nodes, node}, data)
+        _CACHE[program.graph_module] = known
+    return known[1].get(node.name)
+
+
+class _Gathering:
+    """Sums that become ActivationStatistics."""
+
+    def __init__(self) -> None:
+        self.total: Tensor | None = None
+        self.row_count = 0
+        self.minima: list[Tensor] = []
+        self.maxima: list[Tensor] = []
+
+    def add(self, x: Tensor, row_mask: Tensor | None) -> None:
+        """Take in x [..., features]; rows where row_mask [...] is False are padding."""
+        x = x.detach().float()
+        samples = x.flatten(1, -2) if x.dim() > 2 else x[None]  # [samples, rows, features]
+        rows = samples.flatten(0, 1)
+        if row_mask is not None:
+            kept = row_mask.reshape(samples.shape[:2])
+            rows = rows[kept.flatten()]
+            hidden = ~kept[..., None]
+            self.minima.append(samples.masked_fill(hidden, 0).amin(1))
+            self.maxima.append(samples.masked_fill(hidden, 0).amax(1))
+        elif samples.shape[1]:
+            self.minima.append(samples.amin(1))
+            self.maxima.append(samples.amax(1))
+        product = rows.T @ rows
+        self.total = product if self.total is None else self.total.add_(product)
+        self.row_count += len(rows)
+
+    def finished(self) -> ActivationStatistics:
+        assert self.total is not None
+        moment = self.total / self.row_count
+        return ActivationStatistics(moment, torch.cat(self.minima), torch.cat(self.maxima), self.row_count)
+
+
+class _Recorder(fx.Interpreter):
+    """Runs the graph and hands the values of wanted nodes to their gatherings."""
+
+    def __init__(
+        self,
+        module: fx.GraphModule,
+        wanted: set[fx.Node],
+        gathered: dict[str, _Gathering],
+        data: Dataset,
+        batch: tuple[Tensor, ...],
+    ) -> None:
+        super().__init__(module)
+        self.wanted, self.gathered, self.data, self.batch = wanted, gathered, data, batch
+
+    def run_node(self, n: fx.Node) -> Any:
+        value = super().run_node(n)
+        if n in self.wanted:
+            self.gathered[n.name].add(value, self.data.row_mask(self.batch, value))
+        return value
+
+
+def _is_activation(node: fx.Node) -> bool:
+    value = node.meta.get("val")
+    return isinstance(value, Tensor) and value.is_floating_point() and value.dim() >= 2

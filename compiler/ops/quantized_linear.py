@@ -1,0 +1,85 @@
+"""regraft::quantized_linear(x, weight, scales, zero_points, bias, bits, block_size) -> y: weights of few bits in blocks.
+
+    x [..., in], weight uint8 [out, blocks, block_size * bits / 8], scales [out, blocks]
+    zero_points uint8 [out, ceil(blocks * bits / 8)] or none (2 ** (bits - 1)), bias [out] or none
+    ->  y [..., out], dtype of x;   bits 2, 4 or 8;   blocks = ceil(in / block_size), the last one padded
+
+    w[o, i] = (code[o, i] - zero[o, i // block_size]) * scales[o, i // block_size];   y = x @ w.T + bias
+
+Codes lie lowest bits first. Gradients go to x and bias; the codes are constants.
+Source: com.microsoft MatMulNBits.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from compiler.quantization.packing import unpack_codes, unpack_zero_points
+
+SCHEMA = (
+    "(Tensor x, Tensor weight, Tensor scales, Tensor? zero_points, Tensor? bias, int bits, int block_size) -> Tensor"
+)
+
+
+def dequantized_weight(weight: Tensor, scales: Tensor, zero_points: Tensor | None, bits: int, inputs: int) -> Tensor:
+    """The float32 weight [out, inputs] that the packed tensors stand for."""
+    codes = unpack_codes(weight, bits).float()  # [out, blocks, block_size]
+    if zero_points is None:
+        zero: Tensor | float = float(2 ** (bits - 1))
+    else:
+        zero = unpack_zero_points(zero_points, bits, scales.shape[1]).float()[..., None]
+    return ((codes - zero) * scales.float()[..., None]).flatten(1)[:, :inputs]
+
+
+@torch.library.custom_op("regraft::quantized_linear", mutates_args=(), schema=SCHEMA)
+def quantized_linear(
+    x: Tensor,
+    weight: Tensor,
+    scales: Tensor,
+    zero_points: Tensor | None,
+    bias: Tensor | None,
+    bits: int,
+    block_size: int,
+) -> Tensor:
+    """The definition: dequantize, then a float product."""
+    matrix = dequantized_weight(weight, scales, zero_points, bits, x.shape[-1])
+    return torch.nn.functional.linear(x.float(), matrix, None if bias is None else bias.float()).to(x.dtype)
+
+
+@quantized_linear.register_fake
+def _(
+    x: Tensor,
+    weight: Tensor,
+    scales: Tensor,
+    zero_points: Tensor | None,
+    bias: Tensor | None,
+    bits: int,
+    block_size: int,
+) -> Tensor:
+    torch._check(bits in (2, 4, 8), lambda: f"bits is {bits}; 2, 4 and 8 are possible")
+    torch._check(weight.dim() == 3, lambda: f"weight has rank {weight.dim()}, not 3")
+    fits = weight.shape[2] * 8 == block_size * bits and weight.shape[1] == -(-x.shape[-1] // block_size)
+    torch._check(fits, lambda: f"weight {tuple(weight.shape)} for {x.shape[-1]} inputs in blocks of {block_size}")
+    return x.new_empty((*x.shape[:-1], weight.shape[0]))
+
+
+def _save_inputs(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, weight, scales, zero_points, _, bits, _ = inputs
+    ctx.save_for_backward(weight, scales, zero_points)
+    ctx.bits, ctx.inputs = bits, x.shape[-1]
+
+
+def _backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    grad_x = grad_bias = None
+    if ctx.needs_input_grad[0]:
+        matrix = dequantized_weight(*ctx.saved_tensors, ctx.bits, ctx.inputs)
+        grad_x = (gradient.float() @ matrix).to(gradient.dtype)
+    if ctx.needs_input_grad[4]:
+        grad_bias = gradient.reshape(-1, gradient.shape[-1]).sum(0)
+    return grad_x, None, None, None, grad_bias, None, None
+
+
+quantized_linear.register_autograd(_backward, setup_context=_save_inputs)

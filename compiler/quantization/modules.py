@@ -1,0 +1,72 @@
+"""The modules that stand in for layers once their weights are codes."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from compiler.ops.dynamic_quantized_linear import dynamic_quantized_linear
+from compiler.ops.quantized_embedding import quantized_embedding
+from compiler.ops.quantized_linear import quantized_linear
+from compiler.quantization.packing import pack_codes, pack_zero_points
+from compiler.quantization.scales import Grid
+
+
+class DynamicQuantizedLinear(nn.Module):
+    """int8 weights with a scale for each output, activations quantized when they come in."""
+
+    weight: Tensor
+    scales: Tensor
+    bias: Tensor | None
+
+    def __init__(self, codes: Tensor, grid: Grid, bias: Tensor | None) -> None:
+        """codes [out, in] on a symmetric 8-bit grid with scale [out, 1]."""
+        super().__init__()
+        self.register_buffer("weight", codes.T.to(torch.int8).contiguous())
+        self.register_buffer("scales", grid.scale.flatten().float().contiguous())
+        self.register_buffer("bias", None if bias is None else bias.detach().clone())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [..., in] to [..., out]."""
+        return dynamic_quantized_linear(x, self.weight, self.scales, self.bias)
+
+
+class BlockQuantizedLinear(nn.Module):
+    """Weights of 4 or 8 bits with a scale, and where `zero_points` a zero point, for each block of inputs."""
+
+    weight: Tensor
+    scales: Tensor
+    zero_points: Tensor | None
+    bias: Tensor | None
+
+    def __init__(self, codes: Tensor, grid: Grid, bias: Tensor | None, bits: int, *, zero_points: bool) -> None:
+        """codes [out, blocks, block_size] on an unsigned grid with scale and zero [out, blocks, 1]."""
+        super().__init__()
+        self.bits, self.block_size = bits, codes.shape[-1]
+        self.register_buffer("weight", pack_codes(codes.to(torch.int32), bits).contiguous())
+        self.register_buffer("scales", grid.scale[..., 0].float().contiguous())
+        packed = pack_zero_points(grid.zero[..., 0].to(torch.int32), bits) if zero_points else None
+        self.register_buffer("zero_points", packed)
+        self.register_buffer("bias", None if bias is None else bias.detach().clone())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [..., in] to [..., out]."""
+        return quantized_linear(x, self.weight, self.scales, self.zero_points, self.bias, self.bits, self.block_size)
+
+
+class QuantizedEmbedding(nn.Module):
+    """A table of 4, 6 or 8 bits with a scale for each block of a row."""
+
+    weight: Tensor
+    scales: Tensor
+
+    def __init__(self, codes: Tensor, grid: Grid, bits: int, block_size: int, dtype: torch.dtype) -> None:
+        """codes [vocabulary, width] on an unsigned grid with scale [vocabulary, blocks, 1]; rows come back as dtype."""
+        super().__init__()
+        self.bits, self.block_size = bits, block_size
+        self.register_buffer("weight", pack_codes(codes.to(torch.int32), bits).contiguous())
+        self.register_buffer("scales", grid.scale[..., 0].to(dtype).contiguous())
+
+    def forward(self, indices: Tensor) -> Tensor:
+        """indices [...] to rows [..., width]."""
+        return quantized_embedding(indices, self.weight, self.scales, None, self.bits, self.block_size)

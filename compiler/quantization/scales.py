@@ -1,0 +1,106 @@
+"""Choosing the grid of a row of weights: a scale, and for few bits a zero point, with the least squared error.
+
+Clipping a few extreme weights often costs less than a coarser grid for all the others. The search tries grids from the
+full range down and keeps the best for every row (Banner et al. 2019, arXiv:1810.05723, section 3, by search).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Clip = Literal["mse", "none"]
+
+SMALLEST_SCALE = 2.0**-100
+"""For rows of zeros: any scale is right, and this one is a normal float32."""
+
+
+@dataclass(frozen=True)
+class Grid:
+    """What codes stand for: value = (code - zero) * scale, codes between `low` and `high`.
+
+    scale and zero [..., 1] hold for the last dim of the weights they were made for.
+    """
+
+    scale: Tensor
+    zero: Tensor
+    low: int
+    high: int
+
+    def codes(self, weight: Tensor) -> Tensor:
+        """The nearest codes, whole numbers in float32, in the shape of `weight`."""
+        return (torch.round(weight / self.scale) + self.zero).clamp_(self.low, self.high)
+
+    def values(self, codes: Tensor) -> Tensor:
+        """What the codes stand for."""
+        return (codes - self.zero) * self.scale
+
+
+def symmetric_grid(weight: Tensor, bits: int, clip: Clip) -> Grid:
+    """Signed codes around zero for rows weight [..., n]. The scale is positive; -2 ** (bits - 1) is not used."""
+    high = 2 ** (bits - 1) - 1
+    extreme = weight.abs().amax(-1, keepdim=True)
+    zero = torch.zeros_like(extreme)
+    candidates = (Grid(_positive(extreme * factor / high), zero, -high, high) for factor in _factors(bits, clip))
+    return _best(weight, candidates)
+
+
+def lopsided_grid(weight: Tensor, bits: int, clip: Clip) -> Grid:
+    """Unsigned codes with the fixed zero point 2 ** (bits - 1), which kernels take where none is given.
+
+    The side that has one code more goes to the larger extreme of the row, so a scale may be negative.
+    """
+    middle = 2 ** (bits - 1)
+    position = weight.abs().argmax(-1, keepdim=True)
+    extreme = weight.gather(-1, position) / -middle
+    zero = torch.full_like(extreme, middle)
+    candidates = (Grid(_away_from_zero(extreme * f), zero, 0, 2**bits - 1) for f in _factors(bits, clip))
+    return _best(weight, candidates)
+
+
+def asymmetric_grid(weight: Tensor, bits: int, clip: Clip) -> Grid:
+    """Unsigned codes with a zero point for each row, for weights that are not centred."""
+    high = 2**bits - 1
+    top, bottom = weight.amax(-1, keepdim=True).clamp(min=0), weight.amin(-1, keepdim=True).clamp(max=0)
+
+    def grid(factor: float) -> Grid:
+        scale = _positive((top - bottom) * factor / high)
+        return Grid(scale, torch.round(-bottom * factor / scale).clamp(0, high), 0, high)
+
+    return _best(weight, (grid(factor) for factor in _factors(bits, clip)))
+
+
+def _factors(bits: int, clip: Clip) -> list[float]:
+    """Parts of the full range to try. Few bits gain from harder clipping than many."""
+    if clip == "none":
+        return [1.0]
+    steps, width = (6, 0.03) if bits > 4 else (11, 0.05)
+    return [1.0 - width * step for step in range(steps)]
+
+
+def _best(weight: Tensor, candidates: Iterable[Grid]) -> Grid:
+    best: Grid | None = None
+    least = torch.empty(0)
+    for grid in candidates:
+        error = (grid.values(grid.codes(weight)) - weight).square_().sum(-1, keepdim=True)
+        if best is None:
+            best, least = grid, error
+            continue
+        better = error < least
+        least = torch.where(better, error, least)
+        scale, zero = torch.where(better, grid.scale, best.scale), torch.where(better, grid.zero, best.zero)
+        best = Grid(scale, zero, grid.low, grid.high)
+    assert best is not None
+    return best
+
+
+def _positive(scale: Tensor) -> Tensor:
+    return scale.clamp(min=SMALLEST_SCALE)
+
+
+def _away_from_zero(scale: Tensor) -> Tensor:
+    return torch.where(scale.abs() < SMALLEST_SCALE, torch.full_like(scale, SMALLEST_SCALE), scale)
