@@ -3,7 +3,8 @@
 Before:  linear(x, transpose(W, 0, 1) * 2)
 After:   linear(x, W_folded)                                  W is gone where nothing else reads it
 Shapes:  unchanged.
-Exact:   bit for bit: the same operators on the same values, evaluated here.
+Exact:   the values bit for bit; they are stored contiguous, so a product with them may add up in another order: 1e-6 in
+         float32.
 Refuses: results that would make the file grow by more than `growth_kib`; operators that draw random numbers or write in
          place; values that something writes to in place. A tensor filled with one number stays as it is written.
 Source:  the usual definition; Aho, Lam, Sethi and Ullman 2006, section 9.4.

@@ -1,0 +1,192 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from compiler.passes.canonicalize import Canonicalize
+from compiler.passes.fuse_rms_norm import FuseRmsNorm
+from rewrite_checks import captured, rewritten
+from torch import Tensor, nn
+
+from compiler.program import Program
+
+WIDTH = 16
+TOLERANCE = 1e-6
+
+
+class Norm(nn.Module):
+    """The plain form."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.rand(WIDTH) + 0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-5) * self.weight
+
+
+class Llama(Norm):
+    def forward(self, x: Tensor) -> Tensor:
+        wide = x.to(torch.float32)
+        variance = wide.pow(2).mean(-1, keepdim=True)
+        return self.weight * (wide * torch.rsqrt(variance + 1e-5)).to(x.dtype)
+
+
+class Gemma(Norm):
+    def forward(self, x: Tensor) -> Tensor:
+        wide = x.float()
+        normal = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + 1e-6)
+        return (normal * (1.0 + self.weight.float())).type_as(x)
+
+
+class DividesBySquareRoot(Norm):
+    def forward(self, x: Tensor) -> Tensor:
+        return x / torch.sqrt((x * x).mean(dim=-1, keepdim=True) + 1e-5) * self.weight
+
+
+class PowerOfMinusHalf(Norm):
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.pow(1e-5 + x.square().mean(-1, keepdim=True), -0.5) * self.weight
+
+
+class Torch(nn.RMSNorm):
+    def __init__(self) -> None:
+        super().__init__(WIDTH, eps=1e-5)
+
+
+def canonical(module: nn.Module, x: Tensor) -> Program:
+    program = captured(module.eval(), x=x)
+    return rewritten(Canonicalize(), program, tolerance=1e-6 if x.dtype == torch.float32 else 1e-2)[0]
+
+
+def count(program: Program) -> int:
+    return sum(node.target is torch.ops.regraft.rms_norm.default for node in program.graph.nodes)
+
+
+def test_six_operators_become_one():
+    program = canonical(Llama(), torch.randn(2, 3, WIDTH))
+    assert program.text() == (
+        "input %x : float32[batch, 3, 16]\n"
+        "%0 = aten.pow.Tensor_Scalar(%x, 2) : float32[batch, 3, 16]\n"
+        "%1 = aten.mean.dim(%0, [-1], True) : float32[batch, 3, 1]\n"
+        "%2 = aten.add.Tensor(%1, 1e-05) : float32[batch, 3, 1]\n"
+        "%3 = aten.rsqrt(%2) : float32[batch, 3, 1]\n"
+        "%4 = aten.mul.Tensor(%x, %3) : float32[batch, 3, 16]\n"
+        "%5 = aten.mul.Tensor(@weight, %4) : float32[batch, 3, 16]\n"
+        "return (%5)\n"
+    )
+    after, result = rewritten(FuseRmsNorm(), program, tolerance=TOLERANCE)
+    assert after.text() == (
+        "input %x : float32[batch, 3, 16]\n"
+        "%0 = regraft.rms_norm(%x, @weight, 1e-05) : float32[batch, 3, 16]\n"
+        "return (%0)\n"
+    )
+    assert result.changed == ("mul_1",)
+
+
+@pytest.mark.parametrize("form", [Norm, Llama, Gemma, DividesBySquareRoot, PowerOfMinusHalf, Torch])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, TOLERANCE), (torch.bfloat16, 1e-2)])
+def test_every_form(form: type[nn.Module], dtype: torch.dtype, tolerance: float):
+    program = canonical(form().to(dtype), torch.randn(2, 3, WIDTH, dtype=dtype))
+    after, result = rewritten(FuseRmsNorm(), program, tolerance=tolerance)
+    assert len(result.changed) == count(after) == 1
+    assert result.refusals == ()
+    assert not [node for node in after.graph.nodes if "mean" in node.name]
+
+
+def test_gemma_keeps_its_one_plus_weight():
+    after, _ = rewritten(FuseRmsNorm(), canonical(Gemma(), torch.randn(2, WIDTH)), tolerance=TOLERANCE)
+    assert after.text() == (
+        "input %x : float32[batch, 16]\n"
+        "%0 = aten.add.Tensor(@weight, 1.0) : float32[16]\n"
+        "%1 = regraft.rms_norm(%x, %0, 1e-06) : float32[batch, 16]\n"
+        "return (%1)\n"
+    )
+
+
+def test_a_chain_of_norms_with_residuals():
+    class Chain(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norms = nn.ModuleList([Llama(), Gemma(), Norm()])
+
+        def forward(self, x: Tensor) -> Tensor:
+            for norm in self.norms:
+                x = x + norm(x)
+            return x
+
+    after, _ = rewritten(FuseRmsNorm(), canonical(Chain(), torch.randn(2, WIDTH)), tolerance=TOLERANCE)
+    assert count(after) == 3
+
+
+class OtherDim(Norm):
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.rsqrt(x.pow(2).mean(1, keepdim=True) + 1e-5) * self.weight
+
+
+class VarianceReturned(Norm):
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        variance = x.pow(2).mean(-1, keepdim=True)
+        return x * torch.rsqrt(variance + 1e-5) * self.weight, variance
+
+
+class NormalReturned(Norm):
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        normal = x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-5)
+        return normal * self.weight, normal
+
+
+class NoWeight(Norm):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.tanh(x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-5))
+
+
+class WeightPerToken(Norm):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.rand(3, WIDTH))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-5) * self.weight
+
+
+class StaysWide(Norm):
+    """The weight is float32, so the result of bfloat16 input is too."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = x.to(torch.bfloat16).float()
+        normal = (wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + 1e-5)).to(torch.bfloat16)
+        return self.weight * normal
+
+
+class TwoDims(nn.RMSNorm):
+    def __init__(self) -> None:
+        super().__init__((3, WIDTH), eps=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("form", "reason"),
+    [
+        (OtherDim, "the mean is not over the last dim alone"),
+        (TwoDims, "the mean is not over the last dim alone"),
+        (VarianceReturned, "an inner value has other users"),
+        (NormalReturned, "an inner value has other users"),
+        (NoWeight, "no weight scales the result"),
+        (WeightPerToken, "the weight is not 1-d"),
+        (StaysWide, "the result has another dtype than x"),
+    ],
+)
+def test_refusals(form: type[nn.Module], reason: str):
+    program = canonical(form(), torch.randn(2, 3, WIDTH))
+    _, result = rewritten(FuseRmsNorm(), program)
+    assert result.changed == ()
+    assert [refusal.reason for refusal in result.refusals] == [reason]
+
+
+def test_a_layer_norm_written_out_is_no_rms_norm():
+    class LayerNorm(Norm):
+        def forward(self, x: Tensor) -> Tensor:
+            centred = x - x.mean(-1, keepdim=True)
+            return x * torch.rsqrt(centred.pow(2).mean(-1, keepdim=True) + 1e-5) * self.weight
+
+    _, result = rewritten(FuseRmsNorm(), canonical(LayerNorm(), torch.randn(2, WIDTH)))
+    assert (result.changed, result.refusals) == ((), ())

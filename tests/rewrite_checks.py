@@ -1,0 +1,58 @@
+"""What every rewrite must do: keep the numbers at every size, leave the Program it is given alone, be idempotent."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from compiler.evidence.data import Dataset
+from compiler.frontends.torch_export import capture
+from compiler.program import Dimension, Program
+from compiler.rewriting import PassContext, PassResult, Rewrite
+from compiler.target import Target
+
+CONTEXT = PassContext(Target.parse("cpu"), Dataset("none", (), ()))
+
+
+def captured(module: nn.Module, **inputs: Tensor) -> Program:
+    """The module as a Program; the first dim of every input is the dynamic dim `batch`."""
+    return capture(module, inputs, source=type(module).__name__, dynamic={name: {0: "batch"} for name in inputs})
+
+
+def rewritten(rewrite: Rewrite, program: Program, *, tolerance: float = 0.0) -> tuple[Program, PassResult]:
+    """A rewritten copy and what was done. Asserts the three properties; `tolerance` is of the largest output value."""
+    text_before = program.text()
+    after = program.copy()
+    result = rewrite.rewrite(after, CONTEXT)
+    assert program.text() == text_before, "the original's graph changed"
+    for inputs in (program.example_inputs, other_size(program)):
+        for expected, found in zip(program.run(*inputs), after.run(*inputs), strict=True):
+            assert_near(found, expected, tolerance)
+    text_after = after.text()
+    again = rewrite.rewrite(after, CONTEXT)
+    assert again.changed == (), "a second run changed something"
+    assert after.text() == text_after
+    return after, result
+
+
+def assert_near(found: Tensor, expected: Tensor, tolerance: float) -> None:
+    """Equal dtype and shape, and no difference above `tolerance` of the largest expected value."""
+    assert found.dtype == expected.dtype
+    assert found.shape == expected.shape
+    if tolerance == 0:
+        assert torch.equal(found, expected)
+        return
+    difference = (found.double() - expected.double()).abs().max()
+    assert difference <= tolerance * expected.double().abs().max().clamp(min=1e-30)
+
+
+def other_size(program: Program) -> tuple[Tensor, ...]:
+    """The example inputs with every dynamic dim larger by one, where its range allows that."""
+    grown = []
+    for spec, tensor in zip(program.inputs, program.example_inputs, strict=True):
+        for index, dim in enumerate(spec.shape):
+            if isinstance(dim, Dimension) and (dim.maximum is None or tensor.shape[index] < dim.maximum):
+                rows = torch.arange(tensor.shape[index] + 1) % tensor.shape[index]
+                tensor = tensor.index_select(index, rows)
+        grown.append(tensor)
+    return tuple(grown)
