@@ -12,6 +12,7 @@ from compiler.errors import CompilerError, nearest_hint
 from compiler.sites.attention import match_attention
 from compiler.sites.convolution import match_convolution
 from compiler.sites.embedding import match_embedding
+from compiler.sites.feed_forward import match_feed_forward
 from compiler.sites.linear import match_linear
 from compiler.sites.names import unique
 from compiler.sites.norm import match_norm
@@ -30,6 +31,7 @@ KINDS: dict[str, Matcher] = {
     "linear": match_linear,
     "convolution": match_convolution,
     "attention": match_attention,
+    "feed-forward": match_feed_forward,
 }
 
 

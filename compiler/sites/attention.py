@@ -6,6 +6,7 @@ Output:    [batch, heads, tokens, value_dim].
 Bindings:  form ("sdpa" | "eager" | "regraft"), scale, softcap (0: none), head_count, kv_head_count, head_dim,
            mask (`none`, or `causal`, `window`, `padding`, `bias` joined by +), causal (no token sees a later key),
            window (lowest and highest key - query, None: no limit), is_causal (the op's own flag),
+           merged_masks (for each mask, whether batch and heads are one dim of it),
            query, key, value, output (names of the linear sites around it, None where there is no single one).
 Refuses:   dropout in use; other than four dims; weights or scores that something else reads; masks before the scale.
 """
@@ -103,7 +104,7 @@ def _match_eager(softmax: fx.Node) -> Site | None:
     merged = [] if merged_value is value_ else [merged_value]
     nodes = [*scores.nodes, *passed, *merged, product, output]
     inputs = (scores.query, scores.key, value_)
-    return _site("eager", output, nodes, inputs, scores.masks, False, scores.scale, scores.softcap)
+    return _site("eager", output, nodes, inputs, scores.masks, False, scores.scale, scores.softcap, scores.merged)
 
 
 def _site(
@@ -115,6 +116,7 @@ def _site(
     is_causal: bool,
     scale: float,
     softcap: float,
+    merged_masks: Sequence[bool] = (),
 ) -> Site:
     query, (key, key_nodes), (value_, value_nodes) = inputs[0], shared_heads(inputs[1]), shared_heads(inputs[2])
     heads, kv_heads = static_size(query, 1), static_size(key, 1)
@@ -141,6 +143,7 @@ def _site(
             "causal": allowed.causal,
             "window": (allowed.lowest, allowed.highest),
             "is_causal": is_causal,
+            "merged_masks": tuple(merged_masks) or (False,) * len(masks),
             **projections,
         },
     )

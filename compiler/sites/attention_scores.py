@@ -43,14 +43,27 @@ class NearMissError(Exception):
 
 @dataclass
 class Scores:
-    """What stands between a product of query and key and its softmax. `masks` are added or, boolean, select."""
+    """What stands between a product of query and key and its softmax. `masks` are added or, boolean, select.
+
+    `merged` says of each mask whether it has batch and heads in one dim, as [batch * heads, tokens, keys].
+    """
 
     query: fx.Node
     key: fx.Node
     scale: float
     softcap: float
-    masks: list[fx.Node]
+    masks: list[fx.Node] = field(default_factory=list)
+    merged: list[bool] = field(default_factory=list)
     nodes: list[fx.Node] = field(default_factory=list)
+
+    def add_mask(self, mask: fx.Node, applied_at: fx.Node) -> None:
+        """Note a mask that `applied_at` brings in. Raises NearMissError when scores are scaled or capped after it."""
+        if self.scale != 1:
+            raise NearMissError("a mask is applied before the scores are scaled", applied_at)
+        if self.softcap:
+            raise NearMissError("a mask is applied before the softcap", applied_at)
+        self.masks.append(mask)
+        self.merged.append(value(applied_at).dim() == 3)
 
 
 def read_scores(softmax: fx.Node) -> Scores | None:
@@ -61,7 +74,7 @@ def read_scores(softmax: fx.Node) -> Scores | None:
     rank = value(softmax).dim()
     if argument(softmax, "dim") % rank != rank - 1:
         raise NearMissError("softmax is not over the last dim", softmax)
-    scores = Scores(start, start, 1.0, 0.0, [], [softmax])
+    scores = Scores(start, start, 1.0, 0.0, nodes=[softmax])
     node = start
     while not is_call(node, *PRODUCTS):
         if only_user(node) is None:
@@ -126,8 +139,7 @@ def _step(node: fx.Node, scores: Scores) -> fx.Node:
     if is_call(node, aten.where.self, aten.where.ScalarOther):
         condition, kept, filled = operands(node)
         if scalar(filled) == -torch.inf and _leads_to_product(kept):
-            _require_unscaled(node, scores)
-            scores.masks.append(condition)
+            scores.add_mask(condition, node)
             return kept  # type: ignore[no-any-return]
         raise NearMissError("scores are replaced by other than minus infinity: fully masked rows would differ", node)
     raise NearMissError(f"{node.target} stands between the product and its softmax", node)
@@ -141,8 +153,7 @@ def _step_add(node: fx.Node, scores: Scores) -> fx.Node:
     kept, mask = (left, right) if from_left else (right, left)
     if not has_tensor(mask):
         raise NearMissError("a number is added to the scores", node)
-    _require_unscaled(node, scores)
-    scores.masks.append(mask)
+    scores.add_mask(mask, node)
     return kept  # type: ignore[no-any-return]
 
 
@@ -175,13 +186,6 @@ def _step_softcap(tanh: fx.Node, cap: float, scores: Scores) -> fx.Node:
     return operands(inner)[0]  # type: ignore[no-any-return]
 
 
-def _require_unscaled(node: fx.Node, scores: Scores) -> None:
-    if scores.scale != 1:
-        raise NearMissError("a mask is applied before the scores are scaled", node)
-    if scores.softcap:
-        raise NearMissError("a mask is applied before the softcap", node)
-
-
 def _read_product(product: fx.Node, scores: Scores) -> None:
     query, turned = operands(product)[-2:]
     if is_call(product, aten.baddbmm.default):
@@ -190,8 +194,7 @@ def _read_product(product: fx.Node, scores: Scores) -> None:
         if beta != 0:
             if beta != 1:
                 raise NearMissError(f"the bias is multiplied by {beta}", product)
-            _require_unscaled(product, scores)
-            scores.masks.append(operands(product)[0])
+            scores.add_mask(operands(product)[0], product)
         scores.scale *= alpha
     order = permutation(turned)
     rank = value(turned).dim()

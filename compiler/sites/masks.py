@@ -109,8 +109,9 @@ def _additive(node: fx.Node) -> Mask:
         return Mask()
     if is_call(node, aten.where.self, aten.where.ScalarOther, aten.where.ScalarSelf, aten.where.Scalar):
         condition, allowed, forbidden = operands(node)
-        if _number(allowed) == 0 and _is_minus_infinity(forbidden, node):
-            return _boolean(condition)
+        if _is_minus_infinity(forbidden, node):
+            rest = _additive(allowed) if has_tensor(allowed) else Mask(bias=allowed != 0)
+            return _boolean(condition).both(rest)
     if is_call(node, aten.add.Tensor) and argument(node, "alpha") == 1:
         left, right = operands(node)
         if has_tensor(left) and has_tensor(right):
