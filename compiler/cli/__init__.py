@@ -10,8 +10,8 @@ from collections.abc import Sequence
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command on `argv` (default: the process's arguments) and return its exit code.
 
-    0: done; 1: the user's input or a budget refused; 2: usage; 70: our own bug; 130: interrupted. Where only the runtime's
-    packages are installed, the plain commands of `compiler.runtime` stand in.
+    0: done; 1: the user's input or a budget refused; 2: usage; 70: our own bug; 130: interrupted. Where only the
+    packages of the runtime are installed, the plain commands of `compiler.runtime` stand in.
     """
     gc.disable()  # nothing that starting up makes is garbage
     arguments = list(sys.argv[1:] if argv is None else argv)
@@ -21,6 +21,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ImportError:
         from compiler.runtime.__main__ import main as run_plain_command
 
+        gc.enable()
         return run_plain_command(arguments)
     from compiler.cli.dispatch import dispatch
 

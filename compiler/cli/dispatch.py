@@ -1,4 +1,4 @@
-"""Runs one command line: parse, run, print the answer or the failure, give the exit code. Nothing else prints answers."""
+"""Runs one command line: parse, run, print the answer or the failure, give the exit code. Nothing else prints one."""
 
 from __future__ import annotations
 
@@ -48,7 +48,9 @@ def dispatch(argv: Sequence[str]) -> int:
                 return failures.BUG
             if debug:
                 failures.print_bug(error) if known is not error else _print_traceback(error)
-            return _refuse(known, as_json, failures.REFUSED)
+            return _refuse(
+                known, as_json, failures.USAGE if isinstance(known, failures.UsageError) else failures.REFUSED
+            )
     return code
 
 
@@ -89,7 +91,7 @@ def _usage_error(app: App, argv: Sequence[str], error: CycloptsError) -> Compile
     if words and known is None:
         hint = nearest_hint(words[0], commands, hint)
     problem = " ".join(str(error).split())
-    return CompilerError("reading the command line", problem.rstrip("."), hint)
+    return failures.UsageError(problem.rstrip("."), hint)
 
 
 @contextmanager

@@ -24,6 +24,13 @@ BUG_NOTICE = (
 )
 
 
+class UsageError(CompilerError):
+    """A command line that says too little, too much or what cannot be: exit code 2."""
+
+    def __init__(self, problem: str, hint: str) -> None:
+        super().__init__("reading the command line", problem, hint)
+
+
 def mendable(error: BaseException) -> CompilerError | None:
     """The error as something that the user can mend, or None when it is our bug."""
     if isinstance(error, CompilerError):

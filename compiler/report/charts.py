@@ -1,4 +1,4 @@
-"""Charts as inline SVG. Every text goes through Markup.format, which escapes it; the page's style sheet has the colours.
+"""Charts as inline SVG. Every text goes through Markup.format, which escapes it; the style sheet has the colours.
 
 A chart is 360 units wide, so that its text stays readable on a phone; labels stand above their bars and never beside
 them.

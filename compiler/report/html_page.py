@@ -91,13 +91,13 @@ def _charts(document: dict[str, Any]) -> list[tuple[str, Markup, str]]:
             (
                 "Fidelity",
                 charts.fidelity_chart(steps),
-                "Cosine to the captured model: mean (round, right) and worst row (left).",
+                "Cosine to the captured model. Blue: mean; orange: worst row.",
             )
         )
     drops = sorted((site for site in document["sites"] if site["drop"] is not None), key=lambda site: -site["drop"])
     if drops:
         worst = [(site["site"], site["state"], site["drop"]) for site in drops[:LISTED_DROPS]]
-        caption = f"Drop when only this site is grafted; the worst {len(worst)} of {len(drops)}."
+        caption = f"Drop when only this site is grafted; the worst {len(worst)} of {len(drops)}. Orange: given back."
         found.append(("Cost of single sites", charts.drop_chart(worst), caption))
     return found
 

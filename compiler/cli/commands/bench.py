@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 
 from compiler.cli.answer import Answer
+from compiler.cli.failures import UsageError
 from compiler.cli.shared import SHARED, AllowPickle, Folder, Inputs, Shared, Threads
-from compiler.errors import CompilerError
 
 if TYPE_CHECKING:
     from compiler.program import Program
@@ -34,7 +34,7 @@ def bench(
 
     for name, count in (("threads", threads), ("rounds", rounds)):
         if count is not None and count < 1:
-            raise CompilerError("reading the command line", f"--{name} {count} is less than 1", f"Write --{name} 1.")
+            raise UsageError(f"--{name} {count} is less than 1", f"Write --{name} 1.")
     options = BenchOptions(dict(map(_size, size)), threads, rounds)
     with shared.terminal.working(f"benching {folder}"):
         sides = [_contender(model, inputs, allow_pickle, shared) for model in against]
@@ -78,5 +78,5 @@ def torch_contender(program: Program) -> Contender:
 def _size(text: str) -> tuple[str, int]:
     name, _, size = text.partition("=")
     if not name or not size.isdecimal() or int(size) < 1:
-        raise CompilerError("reading --size", f"{text!r} is not DIM=N", "Write --size batch=1")
+        raise UsageError(f"--size {text!r} is not DIM=N", "Write --size batch=1")
     return name, int(size)

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 
 from compiler.cli.answer import Answer
+from compiler.cli.failures import UsageError
 from compiler.cli.shared import SHARED, AllowPickle, DataPath, Inputs, Shared
-from compiler.errors import CompilerError
 
 if TYPE_CHECKING:
     from compiler.recipe import Recipe
@@ -60,10 +60,10 @@ def compile_command(
 
 def _check(recipe: Recipe) -> None:
     if not recipe.model:
-        raise CompilerError("reading the command line", "no MODEL is given", "See: compile --help")
+        raise UsageError("no MODEL is given", "See: compile --help")
     if recipe.max_drop is not None and not 0.0 <= recipe.max_drop <= 1.0:
         hint = "0.01 lets outputs lose one hundredth of cosine or agreement."
-        raise CompilerError("reading --max-drop", f"{recipe.max_drop:g} is not from 0 to 1", hint)
+        raise UsageError(f"--max-drop {recipe.max_drop:g} is not from 0 to 1", hint)
 
 
 def _compile(recipe: Recipe, folder: Path, allow_pickle: bool, shared: Shared) -> Answer:

@@ -8,8 +8,8 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from compiler.cli.answer import Answer
+from compiler.cli.failures import UsageError
 from compiler.cli.shared import SHARED, Folder, Shared, Threads
-from compiler.errors import CompilerError
 
 
 def run(
@@ -29,9 +29,11 @@ def run(
 
     if bool(text) == (input is not None):
         problem = "both --text and --input are given" if text else "neither --text nor --input is given"
-        raise CompilerError(f"running {folder}", problem, 'Give --text "..." or --input F.npz.')
+        raise UsageError(problem, 'Give --text "..." or --input F.npz.')
     session = Session.open(folder, threads)
     outputs = session.run(session.encode(text) if input is None else read_tensors(input))
     if output is not None:
         write_tensors(output, outputs)
-    return Answer(outputs_as_json(outputs), shown=(line(outputs_as_text(outputs)),))
+    return Answer(
+        outputs_as_json(outputs), shown=(line(outputs_as_text(outputs, embeddings=session.manifest.role == "encoder")),)
+    )
