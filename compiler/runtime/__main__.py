@@ -83,7 +83,8 @@ def _run(arguments: argparse.Namespace) -> int:
     outputs = session.run(inputs)
     if arguments.output:
         write_tensors(arguments.output, outputs)
-    _show(arguments, outputs_as_json(outputs), outputs_as_text(outputs))
+    embeddings = session.manifest.role == "encoder"
+    _show(arguments, outputs_as_json(outputs), outputs_as_text(outputs, embeddings=embeddings))
     return 0
 
 

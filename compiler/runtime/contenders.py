@@ -40,12 +40,12 @@ def contender(path: Path) -> Contender:
 
 
 def artifact_contender(folder: Path) -> Contender:
-    """An artifact as a side."""
+    """An artifact as a side, named after its folder."""
     from compiler.runtime.session import Session
 
     manifest = read_manifest(folder)
     size = sum(record.bytes for record in manifest.files.values())
-    return Contender(manifest.name, lambda threads: Session.open(folder, threads).run, folder, size)
+    return Contender(folder.resolve().name, lambda threads: Session.open(folder, threads).run, folder, size)
 
 
 def onnx_contender(path: Path) -> Contender:

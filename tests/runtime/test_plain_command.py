@@ -54,6 +54,8 @@ def test_run_on_text_and_on_arrays(
     assert main(["run", str(folders["bag"]), "--text", "the cat", "--text", "mat", "--json"]) == 0
     total = json.loads(capsys.readouterr().out)["total"]
     assert total["values"] == [[8 + 12, 9 + 13, 10 + 14, 11 + 15], [28, 29, 30, 31]]
+    assert main(["run", str(folders["bag"]), "--text", "the cat", "--text", "the cat"]) == 0
+    assert "cosine between the rows of total:\n[[1.000 1.000]\n [1.000 1.000]]" in capsys.readouterr().out
     output = tmp_path / "y.npz"
     assert main(["run", str(folders["linear"]), "--input", str(folders["x"]), "--output", str(output)]) == 0
     assert "scores: float32[1, 3]" in capsys.readouterr().out
