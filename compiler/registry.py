@@ -105,11 +105,13 @@ class Registry:
 
 
 def _modules_of(package_name: str) -> Iterator[ModuleType]:
+    """The package and the plugins in it. A folder whose `__init__` has hooks is one plugin, and is not searched."""
     package = importlib.import_module(package_name)
     yield package
-    for info in pkgutil.walk_packages(package.__path__, f"{package_name}."):
-        module = importlib.import_module(info.name)
-        if _has_hooks(module):
+    for info in pkgutil.iter_modules(package.__path__, f"{package_name}."):
+        if info.ispkg and not _has_hooks(importlib.import_module(info.name)):
+            yield from _modules_of(info.name)
+        elif _has_hooks(module := importlib.import_module(info.name)):
             yield module
 
 

@@ -1,0 +1,82 @@
+"""ONNX Runtime: Program -> ONNX -> kernels for processors, small boards and browsers."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+from compiler.backend import Backend, Lowered
+from compiler.hookspecs import hookimpl
+
+if TYPE_CHECKING:
+    from compiler.program import Program
+    from compiler.target import Target
+
+ONNX_RUNTIME_VERSION = "1.31"
+UNSERVED_TYPES = {"bfloat16": "convert the model to float32", "complex64": "there are no complex kernels"}
+
+
+@dataclass(frozen=True)
+class OnnxRuntime(Backend):
+    """Writes `model.onnx`; weights go beside it where they pass `external_above_bytes` (None: protobuf's limit)."""
+
+    external_above_bytes: int | None = None
+
+    name: ClassVar[str] = "onnx_runtime"
+    targets: ClassVar[tuple[str, ...]] = ("cpu", "linux-x86_64", "linux-aarch64", "wasm")
+
+    def refuses(self, program: Program, target: Target) -> str | None:
+        """Targets without a processor's kernels, dtypes without kernels, operators that cannot be written."""
+        from compiler.backends.onnx_runtime.translate import untranslatable
+
+        if target.name not in self.targets:
+            return f"it serves {', '.join(self.targets)}, not {target.name}"
+        for spec in (*program.inputs, *program.outputs):
+            if spec.dtype in UNSERVED_TYPES:
+                return f"{spec.name} is {spec.dtype}: {UNSERVED_TYPES[spec.dtype]}"
+        missing = untranslatable(program)
+        if missing:
+            listed = ", ".join(f"{name} (at {node})" for name, node in missing.items())
+            return f"these operators have no translation to ONNX: {listed}"
+        return None
+
+    def lower(self, program: Program, target: Target, folder: Path) -> Lowered:
+        """Translate, rewrite for the kernels, write, and check with a session that real kernels run."""
+        from compiler.backends.onnx_runtime.graph_passes import GRAPH_PASSES
+        from compiler.backends.onnx_runtime.kernels import require_real_kernels, running_kernels
+        from compiler.backends.onnx_runtime.model_file import MODEL_FILE, PROTOBUF_LIMIT_BYTES, write_model
+        from compiler.backends.onnx_runtime.translate import onnx_model
+        from compiler.backends.onnx_runtime.translations import operator_name
+
+        model = onnx_model(program)
+        for graph_pass in GRAPH_PASSES:
+            graph_pass(model.graph)
+        limit = PROTOBUF_LIMIT_BYTES if self.external_above_bytes is None else self.external_above_bytes
+        files = write_model(model, folder, limit)
+        kernels = running_kernels(folder / MODEL_FILE)
+        require_real_kernels(
+            Counter(operator_name(node) for node in program.graph.nodes if node.op == "call_function"), kernels
+        )
+        return Lowered(
+            entry=MODEL_FILE,
+            files=files,
+            runtime="onnxruntime",
+            requires={"onnxruntime": ONNX_RUNTIME_VERSION},
+            kernels=kernels,
+            notes=_notes(target),
+        )
+
+
+def _notes(target: Target) -> tuple[str, ...]:
+    if target.name == "wasm":
+        return ("open model.onnx with onnxruntime-web; the kernels counted are those of this machine's build",)
+    if not target.is_host:
+        return (f"the kernels counted are those of this machine; ONNX Runtime for {target} chooses its own",)
+    return ()
+
+
+@hookimpl
+def register_backends() -> list[type[Backend]]:
+    return [OnnxRuntime]

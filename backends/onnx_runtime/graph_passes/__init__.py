@@ -1,0 +1,17 @@
+"""Rewrites of the ONNX graph for the kernels that ONNX Runtime has. Each is exact, and named after what it does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import onnx_ir as ir
+from compiler.backends.onnx_runtime.graph_passes.attention_layout import absorb_head_transposes
+from compiler.backends.onnx_runtime.graph_passes.dead_nodes import remove_dead_nodes
+from compiler.backends.onnx_runtime.graph_passes.residual_sum import write_residuals_as_sum
+
+GRAPH_PASSES: tuple[Callable[[ir.Graph], int], ...] = (
+    absorb_head_transposes,
+    write_residuals_as_sum,
+    remove_dead_nodes,
+)
+"""In the order they run. Each returns how many places it changed."""

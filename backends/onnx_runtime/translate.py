@@ -1,0 +1,97 @@
+"""Program -> ONNX graph: every node by its translation; torch decomposes what has none into what has one."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import onnx_ir as ir
+import torch
+from compiler.backends.onnx_runtime.graph_writer import MICROSOFT, GraphWriter
+from compiler.backends.onnx_runtime.translations import Translation, arguments, load_all, operator_name
+from torch import Tensor, fx
+
+from compiler.aliasing import make_functional, mutates
+from compiler.errors import CompilerError
+from compiler.program import plain_graph_module
+
+if TYPE_CHECKING:
+    from compiler.program import Program
+
+OPSET = 24
+IR_VERSION = 11
+CHECKS = ("aten._assert_", "aten.sym_constrain_", "torch._check", "aten._assert_scalar")
+
+
+def onnx_model(program: Program) -> ir.Model:
+    """The Program as an ONNX model in memory. Raises CompilerError naming the operator that cannot be written."""
+    program = writable_program(program)
+    translations = load_all()
+    writer = GraphWriter(program)
+    for node in program.graph.nodes:
+        if node.op == "call_function" and not _is_check(node):
+            writer.begin(node)
+            writer.bind(node, _translated(translations, writer, node))
+    graph = writer.finish()
+    graph.opset_imports.update({"": OPSET, MICROSOFT: 1})
+    return ir.Model(graph, ir_version=IR_VERSION, producer_name="regraft")
+
+
+def untranslatable(program: Program) -> dict[str, str]:
+    """Operators with neither a translation nor a decomposition, each with the name of a node."""
+    translations = load_all()
+    decompositions = torch.export.default_decompositions()
+    found: dict[str, str] = {}
+    for node in _missing(program, translations):
+        name = operator_name(node)
+        composite = isinstance(node.target, torch._ops.OpOverload) and node.target._can_decompose()
+        if not composite and node.target not in decompositions and not mutates(node):
+            found.setdefault(name, node.name)
+    return found
+
+
+def writable_program(program: Program) -> Program:
+    """The Program itself where every node can be written, otherwise one with only the unknown operators decomposed."""
+    translations = load_all()
+    missing = _missing(program, translations)
+    if any(mutates(node) for node in missing):
+        program = program.copy()
+        make_functional(program.graph)
+        missing = _missing(program, translations)
+    if not missing:
+        return program
+    known = torch.export.default_decompositions()
+    unknown = {node.target for node in missing}
+    table = {target: rule for target, rule in known.items() if target in unknown}
+    exported = program.export().run_decompositions(table)
+    decomposed = replace(program, graph_module=plain_graph_module(exported))
+    still = _missing(decomposed, translations)
+    if still:
+        name = operator_name(still[0])
+        hint = "Replace it in the model, or add a translation under backends/onnx_runtime/translations."
+        raise CompilerError("lowering to ONNX", f"operator {name} has no translation", hint, still[0].name)
+    return decomposed
+
+
+def _missing(program: Program, translations: dict[str, Translation]) -> list[fx.Node]:
+    return [
+        node
+        for node in program.graph.nodes
+        if node.op == "call_function"
+        and not _is_check(node)
+        and (operator_name(node) not in translations or mutates(node))
+    ]
+
+
+def _is_check(node: fx.Node) -> bool:
+    """Whether a node only checks, and computes nothing that is used."""
+    return operator_name(node).startswith(CHECKS) and not node.users
+
+
+def _translated(translations: dict[str, Translation], writer: GraphWriter, node: fx.Node) -> Any:
+    held = node.meta.get("val")
+    if isinstance(held, torch.SymInt) and (known := held.node.maybe_as_int()) is not None:
+        return writer.size(known)
+    if isinstance(held, Tensor) and held.is_complex():
+        raise CompilerError("lowering to ONNX", "complex numbers", "ONNX Runtime has no complex kernels.", node.name)
+    return translations[operator_name(node)](writer, node, *arguments(node))

@@ -1,0 +1,86 @@
+"""The quantized operators, each as the ONNX Runtime kernel it is named after."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+import torch
+from compiler.backends.onnx_runtime.graph_writer import MICROSOFT, GraphWriter
+from compiler.backends.onnx_runtime.translations import translates
+from compiler.backends.onnx_runtime.translations.shapes import shape_of
+from torch import fx
+
+INT8_COMPUTE = 4
+"""MatMulNBits' accuracy_level at which the activations are quantized too and integer kernels run."""
+
+
+@translates("regraft.dynamic_quantized_linear.default")
+def dynamic_quantized_linear(
+    w: GraphWriter, node: fx.Node, x: fx.Node, weight: fx.Node, scales: fx.Node, bias: fx.Node | None
+) -> ir.Value:
+    """x [..., in], weight int8 [in, out]: the form that ONNX Runtime fuses to DynamicQuantizeMatMul, or to
+    MatMulIntegerToFloat where several products share the quantization of x."""
+    activation = w.value(x)
+    quantized, scale, zero_point = w.shared(
+        ("DynamicQuantizeLinear", activation),
+        lambda: w.emit_several("DynamicQuantizeLinear", activation, outputs=3),
+    )
+    product = w.emit("MatMulInteger", quantized, w.value(weight), zero_point)
+    both_scales = w.emit("Mul", scale, w.value(scales))
+    value = w.emit("Mul", w.cast(product, torch.float32), both_scales)
+    return value if bias is None else w.emit("Add", value, w.value(bias))
+
+
+@translates("regraft.quantized_linear.default")
+def quantized_linear(
+    w: GraphWriter,
+    node: fx.Node,
+    x: fx.Node,
+    weight: fx.Node,
+    scales: fx.Node,
+    zero_points: fx.Node | None,
+    bias: fx.Node | None,
+    bits: int,
+    block_size: int,
+) -> ir.Value:
+    """x [..., in], weight uint8 [out, blocks, block_size * bits / 8]: weights only, in blocks."""
+    return w.emit(
+        "MatMulNBits",
+        w.value(x),
+        w.value(weight),
+        w.value(scales),
+        w.value(zero_points) if zero_points is not None else None,
+        None,
+        w.value(bias) if bias is not None else None,
+        domain=MICROSOFT,
+        K=int(shape_of(x)[-1]),
+        N=int(shape_of(weight)[0]),
+        bits=bits,
+        block_size=block_size,
+        accuracy_level=INT8_COMPUTE,
+    )
+
+
+@translates("regraft.quantized_embedding.default")
+def quantized_embedding(
+    w: GraphWriter,
+    node: fx.Node,
+    indices: fx.Node,
+    weight: fx.Node,
+    scales: fx.Node,
+    zero_points: fx.Node | None,
+    bits: int,
+    block_size: int,
+) -> ir.Value:
+    """indices [...], weight uint8 [vocabulary, width * bits / 8]: only the rows asked for are dequantized."""
+    return w.emit(
+        "GatherBlockQuantized",
+        w.value(weight),
+        w.value(indices),
+        w.value(scales),
+        w.value(zero_points) if zero_points is not None else None,
+        domain=MICROSOFT,
+        gather_axis=0,
+        quantize_axis=1,
+        bits=bits,
+        block_size=block_size,
+    )
