@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
@@ -48,7 +47,6 @@ class OnnxRuntime(Backend):
         from compiler.backends.onnx_runtime.kernels import require_real_kernels, running_kernels
         from compiler.backends.onnx_runtime.model_file import MODEL_FILE, PROTOBUF_LIMIT_BYTES, write_model
         from compiler.backends.onnx_runtime.translate import onnx_model
-        from compiler.backends.onnx_runtime.translations import operator_name
 
         model = onnx_model(program)
         for graph_pass in GRAPH_PASSES:
@@ -56,9 +54,7 @@ class OnnxRuntime(Backend):
         limit = PROTOBUF_LIMIT_BYTES if self.external_above_bytes is None else self.external_above_bytes
         files = write_model(model, folder, limit)
         kernels = running_kernels(folder / MODEL_FILE)
-        require_real_kernels(
-            Counter(operator_name(node) for node in program.graph.nodes if node.op == "call_function"), kernels
-        )
+        require_real_kernels(program, kernels)
         return Lowered(
             entry=MODEL_FILE,
             files=files,

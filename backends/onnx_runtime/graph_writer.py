@@ -104,7 +104,7 @@ class GraphWriter:
         array = np.asarray(value, dtype)
         key = (array.dtype.str, array.shape, array.tobytes())
         if key not in self._constants:
-            self._constants[key] = self._initializer(self._free_name("constant"), ir.Tensor(array))
+            self._constants[key] = self.initializer("constant", ir.Tensor(array))
         return self._constants[key]
 
     def weight(self, node: fx.Node, arrange: Callable[[Tensor], Tensor] | None = None, tag: str = "") -> ir.Value:
@@ -122,10 +122,17 @@ class GraphWriter:
                 return ir.Tensor(arranged.contiguous().numpy(), dtype=DATA_TYPES[tensor.dtype], name=name)
 
             lazy = ir.LazyTensor(load, DATA_TYPES[tensor.dtype], shape, name=name)
-            return self._initializer(self._free_name(name), lazy)
+            return self.initializer(name, lazy)
 
         made: ir.Value = self.shared(("weight", name), make)
         return made
+
+    def initializer(self, wanted: str, tensor: ir.TensorProtocol) -> ir.Value:
+        """A stored tensor, under `wanted` or a name like it."""
+        name = self._free_name(wanted)
+        value = ir.Value(name=name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
+        self.initializers[name] = value
+        return value
 
     def tensor(self, argument: Any, dtype: torch.dtype | None = None) -> ir.Value:
         """A node, number or symbolic size as a tensor, cast to `dtype` where that differs."""
@@ -217,11 +224,6 @@ class GraphWriter:
             value.shape = ir.Shape(
                 [size if (size := known_size(one)) is not None else self._dim_names.get(str(one)) for one in held.shape]
             )
-
-    def _initializer(self, name: str, tensor: ir.TensorProtocol) -> ir.Value:
-        value = ir.Value(name=name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
-        self.initializers[name] = value
-        return value
 
     def _free_name(self, wanted: str) -> str:
         count = self._names.get(wanted)

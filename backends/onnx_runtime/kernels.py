@@ -5,18 +5,19 @@ from __future__ import annotations
 import tempfile
 from collections import Counter
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from compiler.errors import CompilerError
 
-INTEGER_PRODUCTS = ("DynamicQuantizeMatMul", "MatMulIntegerToFloat")
-BLOCK_PRODUCTS = ("MatMulNBits",)
-QUANTIZED_GATHER = "GatherBlockQuantized"
-EXPECTED = {
-    "regraft.dynamic_quantized_linear.default": INTEGER_PRODUCTS,
-    "regraft.quantized_linear.default": BLOCK_PRODUCTS,
-    "regraft.quantized_embedding.default": (QUANTIZED_GATHER,),
+if TYPE_CHECKING:
+    from compiler.program import Program
+
+REAL_KERNELS = {
+    "regraft.dynamic_quantized_linear.default": ("DynamicQuantizeMatMul", "MatMulIntegerToFloat"),
+    "regraft.quantized_linear.default": ("MatMulNBits",),
+    "regraft.quantized_embedding.default": ("GatherBlockQuantized", "Gather"),
 }
-"""The kernels that each quantized operator of the dialect must have become."""
+"""The kernels of which each quantized operator must have become one. Six-bit rows are gathered from an int8 table."""
 
 
 def running_kernels(path: Path) -> dict[str, int]:
@@ -43,11 +44,16 @@ def running_kernels(path: Path) -> dict[str, int]:
     return dict(sorted(Counter(node.op_type for node in graph.node).items()))
 
 
-def require_real_kernels(wanted: Counter[str], kernels: dict[str, int]) -> None:
-    """Raise CompilerError unless each quantized operator in `wanted` runs as its integer kernel."""
-    for operator, names in EXPECTED.items():
+def require_real_kernels(program: Program, kernels: dict[str, int]) -> None:
+    """Raise CompilerError unless each quantized operator runs as an integer kernel, with nothing dequantized before."""
+    wanted = Counter(str(node.target) for node in program.graph.nodes if str(node.target) in REAL_KERNELS)
+    hint = "The installed ONNX Runtime fuses other forms: use the version that `compile doctor` names."
+    for operator, count in wanted.items():
+        names = REAL_KERNELS[operator]
         found = sum(kernels.get(name, 0) for name in names)
-        if found < wanted[operator]:
-            problem = f"{wanted[operator] - found} of {wanted[operator]} {operator} did not become {' or '.join(names)}"
-            hint = "The installed ONNX Runtime fuses another form: use the version that `compile doctor` names."
+        if found < count:
+            problem = f"{count - found} of {count} {operator} did not become {' or '.join(names)}"
             raise CompilerError("checking the lowered kernels", problem, hint)
+    if kernels.get("DequantizeLinear"):
+        problem = f"{kernels['DequantizeLinear']} weights are dequantized when the model runs"
+        raise CompilerError("checking the lowered kernels", problem, hint)

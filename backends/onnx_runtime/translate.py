@@ -33,8 +33,15 @@ def onnx_model(program: Program) -> ir.Model:
             writer.begin(node)
             writer.bind(node, _translated(translations, writer, node))
     graph = writer.finish()
-    graph.opset_imports.update({"": OPSET, MICROSOFT: 1})
-    return ir.Model(graph, ir_version=IR_VERSION, producer_name="regraft")
+    opset, ir_version = _versions(graph)
+    graph.opset_imports.update({"": opset, MICROSOFT: 1})
+    return ir.Model(graph, ir_version=ir_version, producer_name="regraft")
+
+
+def _versions(graph: ir.Graph) -> tuple[int, int]:
+    """The opset and IR version that the graph needs: two-bit tensors came late."""
+    stored = {value.dtype for value in graph.initializers.values()}
+    return (25, 13) if stored & {ir.DataType.UINT2, ir.DataType.INT2} else (OPSET, IR_VERSION)
 
 
 def untranslatable(program: Program) -> dict[str, str]:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import numpy as np
 import onnx_ir as ir
 import torch
 from compiler.backends.onnx_runtime.graph_writer import MICROSOFT, GraphWriter
 from compiler.backends.onnx_runtime.translations import translates
 from compiler.backends.onnx_runtime.translations.shapes import shape_of
 from torch import fx
+
+from compiler.errors import CompilerError
 
 INT8_COMPUTE = 4
 """MatMulNBits' accuracy_level at which the activations are quantized too and integer kernels run."""
@@ -72,6 +75,8 @@ def quantized_embedding(
     block_size: int,
 ) -> ir.Value:
     """indices [...], weight uint8 [vocabulary, width * bits / 8]: only the rows asked for are dequantized."""
+    if bits == 6:
+        return _six_bit_rows(w, indices, weight, scales)
     return w.emit(
         "GatherBlockQuantized",
         w.value(weight),
@@ -84,3 +89,36 @@ def quantized_embedding(
         bits=bits,
         block_size=block_size,
     )
+
+
+def _six_bit_rows(w: GraphWriter, indices: fx.Node, weight: fx.Node, scales: fx.Node) -> ir.Value:
+    """Six bits as a plane of four and a plane of two, which ONNX Runtime joins to int8 once, when it loads the model.
+
+    weight uint8 [vocabulary, width / 2 + width / 4]: the high four bits of every code, then the low two; scales
+    [vocabulary, 1]. row = (4 * high + low - 32) * scale
+    """
+    if shape_of(scales)[1] != 1:
+        raise CompilerError(
+            "lowering to ONNX", "six bits with several scales a row", "Use one scale a row.", str(weight)
+        )
+
+    def table() -> ir.Value:
+        vocabulary, row_bytes = (int(size) for size in shape_of(weight))
+        high_bytes = row_bytes * 2 // 3  # row_bytes = width / 2 + width / 4
+        shape = ir.Shape((vocabulary, high_bytes * 2))
+        packed, name = w.program.weight(weight), str(weight.target)
+        planes = []
+        for part, plane, dtype in (
+            ("high", packed[:, :high_bytes], ir.DataType.UINT4),
+            ("low", packed[:, high_bytes:], ir.DataType.UINT2),
+        ):
+            stored = ir.PackedTensor(plane.contiguous().flatten().numpy(), dtype, shape=shape, name=f"{name}.{part}")
+            planes.append(w.cast(w.initializer(f"{name}.{part}", stored), torch.int8))
+        high, low = planes
+        code = w.emit("Add", w.emit("Mul", high, w.constant(4, np.int8)), low)
+        return w.emit("Sub", code, w.constant(32, np.int8))
+
+    codes = w.shared(("six-bit table", str(weight.target)), table)
+    rows = w.emit("Gather", codes, w.value(indices), axis=0)
+    row_scales = w.emit("Gather", w.value(scales), w.value(indices), axis=0)
+    return w.emit("Mul", w.cast(rows, torch.float32), row_scales)
