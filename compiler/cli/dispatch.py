@@ -48,9 +48,7 @@ def dispatch(argv: Sequence[str]) -> int:
                 return failures.BUG
             if debug:
                 failures.print_bug(error) if known is not error else _print_traceback(error)
-            return _refuse(
-                known, as_json, failures.USAGE if isinstance(known, failures.UsageError) else failures.REFUSED
-            )
+            return _refuse(known, as_json, failures.exit_code(known))
     return code
 
 

@@ -31,6 +31,11 @@ class UsageError(CompilerError):
         super().__init__("reading the command line", problem, hint)
 
 
+def exit_code(error: CompilerError) -> int:
+    """2 for a command line that cannot be, 1 for everything else that the user can mend."""
+    return USAGE if isinstance(error, UsageError) else REFUSED
+
+
 def mendable(error: BaseException) -> CompilerError | None:
     """The error as something that the user can mend, or None when it is our bug."""
     if isinstance(error, CompilerError):

@@ -1,4 +1,4 @@
-"""What several commands do first: find the plugins, read a model, bring it into canonical form."""
+"""What several commands do first: find the plugins, read a model, run passes to look at what they leave."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 from compiler.cli.shared import Shared
 
 if TYPE_CHECKING:
-    from compiler.pipeline import PassRecord
     from compiler.program import Program
     from compiler.registry import Registry
+    from compiler.rewriting import PassContext, PassResult, Rewrite
 
 
 def open_registry(shared: Shared) -> Registry:
@@ -42,16 +42,39 @@ def load(model: str, shared: Shared, inputs: Sequence[str] = (), *, allow_pickle
     return LoadedModel(registry, load_model(model, options, registry.frontends().values()))
 
 
-def run_exact_passes(loaded: LoadedModel, text: str, shared: Shared) -> tuple[Program, list[PassRecord]]:
-    """The Program after the passes of `text`, as in --passes; names in it that no plugin registers are an error."""
-    from compiler.evidence.data import load_dataset
-    from compiler.pipeline import Pipeline
+def after_passes(loaded: LoadedModel, text: str, context: PassContext) -> Program:
+    """The Program after the passes of `text`, as in --passes. No evidence is taken: this is for looking only.
+
+    Raises CompilerError for a name that no plugin registers.
+    """
+    from compiler.grafting import apply_graft
     from compiler.recipe import build_passes, parse_passes
+    from compiler.rewriting import Graft, Rewrite
+
+    program = loaded.program
+    for one in build_passes(parse_passes(text), loaded.registry.passes(), loaded.registry.pipelines()):
+        context.progress(one.name)
+        if isinstance(one, Graft):
+            program, _ = apply_graft(one, program, (), context)
+        elif isinstance(one, Rewrite):
+            program, _ = rewritten(one, program, context)
+    return program
+
+
+def rewritten(rewrite: Rewrite, program: Program, context: PassContext) -> tuple[Program, PassResult]:
+    """The Program after one rewrite, and what it said; `program` itself is left alone."""
+    after = program.copy()
+    result = rewrite.rewrite(after, context)
+    if not result.changed:
+        return program, result
+    after.refresh()
+    return after, result
+
+
+def looking_context(program: Program, shared: Shared, data: str | None = None) -> PassContext:
+    """A context without a budget."""
+    from compiler.evidence.data import load_dataset
     from compiler.rewriting import PassContext
     from compiler.target import Target
 
-    passes = build_passes(parse_passes(text), loaded.registry.passes(), loaded.registry.pipelines())
-    data = load_dataset(None, loaded.program)
-    context = PassContext(Target("cpu"), data, progress=shared.terminal.progress)
-    program, _, records = Pipeline(passes, context, loaded.registry.manager.hook).run(loaded.program)
-    return program, records
+    return PassContext(Target("cpu"), load_dataset(data, program), progress=shared.terminal.progress)

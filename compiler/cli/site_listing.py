@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -50,14 +51,14 @@ def site_bytes(program: Program, site: Site) -> int:
 
 
 def site_row(document: dict[str, Any]) -> tuple[str, str, str]:
-    """Name, shapes and the bindings that people ask for."""
-    shapes = f"{', '.join(document['inputs'])} -> {document['output']}"
+    """Name, shapes, and the bindings that the shapes and the name do not say: no names of weights, no absent ones."""
+    inputs = [f"{count} x {shape}" if count > 1 else shape for shape, count in Counter(document["inputs"]).items()]
     bindings = [
-        f"{key} {'none' if value is None else value}"
+        f"{key} {value:g}" if isinstance(value, float) else f"{key} {value}"
         for key, value in document["bindings"].items()
-        if key not in HIDDEN_BINDINGS
+        if key not in HIDDEN_BINDINGS and value is not None and not (isinstance(value, str) and "." in value)
     ]
-    return document["name"], shapes, ", ".join(bindings)
+    return document["name"], f"{', '.join(inputs)} -> {document['output']}", ", ".join(bindings)
 
 
 def _plain(value: Any) -> Any:

@@ -32,9 +32,10 @@ def diff(
     def read(side: str) -> Program | Facts:
         if (Path(side) / "manifest.json").is_file():
             return artifact_facts(Path(side))
-        from compiler.cli.loading import load, run_exact_passes
+        from compiler.cli.loading import after_passes, load, looking_context
 
-        return run_exact_passes(load(side, shared, inputs, allow_pickle=allow_pickle), passes, shared)[0]
+        loaded = load(side, shared, inputs, allow_pickle=allow_pickle)
+        return after_passes(loaded, passes, looking_context(loaded.program, shared))
 
     with shared.terminal.working("comparing"):
         left, right = read(a), read(b)

@@ -27,18 +27,15 @@ def explain(
     shared: Shared = SHARED,
 ) -> Answer:
     """Say what a pass would do at each site of a model, or why not."""
-    from compiler.cli.loading import load, run_exact_passes
-    from compiler.evidence.data import load_dataset
+    from compiler.cli.loading import after_passes, load, looking_context
     from compiler.recipe import build_passes, parse_passes
-    from compiler.rewriting import PassContext
-    from compiler.target import Target
 
     with shared.terminal.working(f"explaining {pass_}"):
         loaded = load(model, shared, inputs, allow_pickle=allow_pickle)
         passes = build_passes(parse_passes(pass_), loaded.registry.passes(), loaded.registry.pipelines())
         first = "" if any(one.name == after for one in passes) else after
-        program, _ = run_exact_passes(loaded, first, shared)
-        context = PassContext(Target("cpu"), load_dataset(data, program), progress=shared.terminal.progress)
+        context = looking_context(loaded.program, shared, data)
+        program = after_passes(loaded, first, context)
         documents = []
         for one in passes:
             program, document = _explain_pass(one, program, context)
@@ -90,12 +87,11 @@ def _proposals(graft: Graft, program: Program, context: PassContext) -> list[dic
 
 
 def _rewritten(rewrite: Rewrite, program: Program, context: PassContext) -> tuple[Program, dict[str, Any]]:
+    from compiler.cli.loading import rewritten
     from compiler.cli.site_listing import refusal_documents
     from compiler.evidence.cost import weight_bytes
 
-    after = program.copy()
-    result = rewrite.rewrite(after, context)
-    after.refresh()
+    after, result = rewritten(rewrite, program, context)
     document = {
         "changed": list(result.changed),
         "notes": list(result.notes),

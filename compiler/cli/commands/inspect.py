@@ -29,12 +29,12 @@ def inspect(
     """Show a model's inputs, outputs, weights and sites, or an artifact's manifest."""
     if (Path(model) / "manifest.json").is_file():
         return _inspect_artifact(Path(model))
-    from compiler.cli.loading import load, run_exact_passes
+    from compiler.cli.loading import after_passes, load, looking_context
     from compiler.sites import find_sites
 
     with shared.terminal.working(f"inspecting {model}"):
         loaded = load(model, shared, inputs, allow_pickle=allow_pickle)
-        program, _ = run_exact_passes(loaded, passes, shared)
+        program = after_passes(loaded, passes, looking_context(loaded.program, shared))
         document = program_document(program) | sites_document(program, find_sites(program, kind or None))
     return Answer(document, tuple(_shown(document)))
 
