@@ -118,19 +118,36 @@ def write_view_as_reshape(node: fx.Node) -> fx.Node | None:
 
 
 def write_transpose(node: fx.Node) -> fx.Node | None:
-    """Any reordering of dims is transpose(x, i, j), 0 <= i < j, or permute where more dims move; two become one."""
+    """Any reordering of dims is transpose(x, i, j), 0 <= i < j, or permute where more dims move; two become one.
+
+    Only a key turned for its product keeps that turn apart, so that [batch, heads, keys, head_dim] stays in sight.
+    """
     order = permutation(node)
     if order is None:
         return None
-    source = _first(node)
+    source, rank = _first(node), len(order)
     inner = permutation(source)
-    if inner is not None:
-        source, order = _first(source), tuple(inner[dim] for dim in order)
+    whole = order if inner is None else tuple(inner[dim] for dim in order)
+    turn = (*range(rank - 2), rank - 1, rank - 2)
+    if _is_turned_key(node, whole) and whole != turn:
+        if inner is None:
+            heads_first = insert_call(node, aten.permute.default, source, [whole[dim] for dim in turn])
+            return insert_call(node, aten.transpose.int, heads_first, rank - 2, rank - 1)
+    elif inner is not None:
+        source, order = _first(source), whole
     moved = [dim for dim, origin in enumerate(order) if dim != origin]
     if not moved:
         return source
     target, dims = (aten.transpose.int, moved) if len(moved) == 2 else (aten.permute.default, [list(order)])
     return None if (node.target, *node.args) == (target, source, *dims) else insert_call(node, target, source, *dims)
+
+
+def _is_turned_key(node: fx.Node, order: tuple[int, ...]) -> bool:
+    """Whether `node` is the right operand of a product, with the last dim of what was reordered now second to last."""
+    right_operands: dict[Any, int] = {aten.matmul.default: 1, aten.bmm.default: 1, aten.baddbmm.default: 2}
+    products = (user for user in node.users if is_call(user, *right_operands))
+    last = len(order) - 1
+    return last >= 2 and order[-2] == last and any(user.args[right_operands[user.target]] is node for user in products)
 
 
 def drop_neutral_number(node: fx.Node) -> fx.Node | None:
