@@ -21,14 +21,12 @@ from compiler.patterns import (
     has_tensor,
     is_call,
     operands,
-    permutation,
-    same_shape,
+    same_size,
     scalar,
     upstream,
     value,
 )
-
-QUERY, KEY = -2, -1
+from compiler.sites.index_arithmetic import IndexExpression, index_expression
 
 
 @dataclass(frozen=True)
@@ -96,8 +94,9 @@ def _boolean(node: fx.Node) -> Mask:
         left, right = operands(node)
         return _boolean(left).both(_boolean(right))
     if is_call(node, *COMPARISONS):
-        return _comparison(node) or _opaque(node)
-    if is_call(node, aten.tril.default) and constant_fill(operands(node)[0]) == 1:
+        compared = _comparison(node)
+        return compared if compared and (compared.always_true or _spans_both(node)) else _opaque(node)
+    if is_call(node, aten.tril.default) and constant_fill(operands(node)[0]) == 1 and _spans_both(node):
         return Mask(highest=argument(node, "diagonal"))
     if (source := _passed_on(node)) is not None:
         return _boolean(source)
@@ -116,7 +115,7 @@ def _additive(node: fx.Node) -> Mask:
         left, right = operands(node)
         if has_tensor(left) and has_tensor(right):
             return _additive(left).both(_additive(right))
-    if is_call(node, aten.triu.default) and _is_minus_infinity(operands(node)[0], node):
+    if is_call(node, aten.triu.default) and _is_minus_infinity(operands(node)[0], node) and _spans_both(node):
         return Mask(highest=argument(node, "diagonal") - 1)
     if (source := _passed_on(node)) is not None:
         return _additive(source)
@@ -132,13 +131,20 @@ def _opaque(node: fx.Node) -> Mask:
     return Mask(padding=reads_input or is_boolean, bias=not is_boolean)
 
 
+def _spans_both(node: fx.Node) -> bool:
+    """Whether the last two dims are tokens and keys: a size of 1 may be broadcast, and then it counts nothing."""
+    shape = value(node).shape
+    return len(shape) >= 2 and all(not isinstance(size, int) or size != 1 for size in shape[-2:])
+
+
 def _passed_on(node: fx.Node) -> fx.Node | None:
     """The source of a node that repeats, casts or reshapes without moving the last two dims."""
     if not is_call(node, *CASTS, *COPIES, aten.expand.default, aten.unsqueeze.default, aten.reshape.default):
         return None
-    (source, *_) = operands(node)
+    source = operands(node)[0]
     if is_call(node, aten.unsqueeze.default, aten.reshape.default) and value(source).dim() >= 2:
-        return source if value(node).shape[-2:] == value(source).shape[-2:] else None
+        kept = all(same_size(value(node).shape[dim], value(source).shape[dim]) for dim in (-1, -2))
+        return source if kept else None
     same_make = value(source).is_floating_point() == value(node).is_floating_point()
     return source if same_make and value(source).dim() >= 2 else None
 
@@ -158,6 +164,7 @@ COMPARISONS = {
     aten.lt.Tensor: "lt",
     aten.ge.Tensor: "ge",
     aten.gt.Tensor: "gt",
+    aten.eq.Tensor: "eq",
     aten.le.Scalar: "le",
     aten.lt.Scalar: "lt",
     aten.ge.Scalar: "ge",
@@ -170,80 +177,28 @@ def _comparison(node: fx.Node) -> Mask | None:
     left, right = operands(node)
     order = COMPARISONS[node.target]  # type: ignore[index]
     if is_call(left, aten.abs.default) and isinstance(right, int) and order in ("le", "lt"):
-        distance = _index_expression(operands(left)[0])
+        distance = index_expression(operands(left)[0])
         reach = right - (order == "lt")
         return None if distance is None else _band(distance, -reach, reach)
-    ours, theirs = _index_expression(left), _index_expression(right)
+    ours, theirs = index_expression(left), index_expression(right)
     if ours is None or theirs is None:
         return None
     difference = ours.minus(theirs)
-    low = {"ge": 0, "gt": 1}.get(order)
-    high = {"le": 0, "lt": -1}.get(order)
+    low = {"ge": 0, "gt": 1, "eq": 0}.get(order)
+    high = {"le": 0, "lt": -1, "eq": 0}.get(order)
     return _band(difference, low, high)
 
 
-@dataclass(frozen=True)
-class _Index:
-    """`query` times the index along dim -2, plus `key` times the index along dim -1, plus `constant`."""
-
-    query: int = 0
-    key: int = 0
-    constant: int = 0
-
-    def minus(self, other: _Index) -> _Index:
-        return _Index(self.query - other.query, self.key - other.key, self.constant - other.constant)
-
-
-def _band(expression: _Index, low: int | None, high: int | None) -> Mask | None:
+def _band(expression: IndexExpression, low: int | None, high: int | None) -> Mask | None:
     """The mask that lets through where `low` <= expression <= `high`."""
     if (expression.query, expression.key) == (1, -1):
-        expression = _Index(-1, 1, -expression.constant)
+        expression = IndexExpression(-1, 1, -expression.constant)
         low, high = (None if high is None else -high), (None if low is None else -low)
     low = None if low is None else low - expression.constant
     high = None if high is None else high - expression.constant
     if (expression.query, expression.key) == (-1, 1):
         return Mask(low, high)
+    if (expression.query, expression.key) == (0, 0):
+        return Mask() if (low is None or low <= 0) and (high is None or high >= 0) else None
     single = (expression.query, expression.key) in ((1, 0), (0, 1))
     return Mask() if single and high is None and (low is None or low <= 0) else None
-
-
-def _index_expression(item: Any) -> _Index | None:
-    """`item` as indices along the last two dims: what `arange`, moved to one of them, counts."""
-    if isinstance(item, int) and not isinstance(item, bool):
-        return _Index(constant=item)
-    if not isinstance(item, fx.Node) or not has_tensor(item):
-        return None
-    if is_call(item, aten.add.Tensor, aten.sub.Tensor) and argument(item, "alpha") == 1:
-        left, right = (_index_expression(operand) for operand in operands(item))
-        if left is None or right is None:
-            return None
-        negated = _Index().minus(right)
-        return left.minus(right if is_call(item, aten.sub.Tensor) else negated)
-    dim = counted_dim(item)
-    if dim == QUERY:
-        return _Index(query=1)
-    return _Index(key=1) if dim == KEY else None
-
-
-def counted_dim(node: fx.Node) -> int | None:
-    """The dim, counted from the last as -1, along which `node` holds 0, 1, 2, ...; None when it is no such count."""
-    rank = value(node).dim()
-    if is_call(node, aten.arange.default):
-        return -1 if isinstance(value(node).shape[0], (int, torch.SymInt)) else None
-    if is_call(node, aten.arange.start, aten.arange.start_step):
-        starts = argument(node, "start") == 0 and (is_call(node, aten.arange.start) or argument(node, "step") == 1)
-        return -1 if starts else None
-    if not is_call(node, *CASTS, *COPIES, aten.expand.default, aten.unsqueeze.default, aten.reshape.default):
-        order = permutation(node)
-        inner = counted_dim(operands(node)[0]) if order is not None else None
-        return None if order is None or inner is None else order.index(inner % rank) - rank
-    (source, *_) = operands(node)
-    if not has_tensor(source) or value(node).is_floating_point() or (inner := counted_dim(source)) is None:
-        return None
-    if is_call(node, aten.unsqueeze.default):
-        added = argument(node, "dim") % rank - rank
-        return inner - 1 if inner <= added else inner
-    if is_call(node, aten.reshape.default) and not same_shape(node, source):
-        long = [dim for dim, size in enumerate(value(node).shape) if size != 1]
-        return long[0] - rank if len(long) == 1 else None
-    return inner
