@@ -11,7 +11,10 @@ from compiler.program import Dimension, Program
 from compiler.rewriting import PassContext, PassResult, Rewrite
 from compiler.target import Target
 
-CONTEXT = PassContext(Target.parse("cpu"), Dataset("none", (), ()))
+
+def context_of(program: Program) -> PassContext:
+    """A context whose calibration data are the program's own examples."""
+    return PassContext(Target.parse("cpu"), Dataset("examples", (program.example_inputs,), (program.example_inputs,)))
 
 
 def captured(module: nn.Module, **inputs: Tensor) -> Program:
@@ -22,14 +25,15 @@ def captured(module: nn.Module, **inputs: Tensor) -> Program:
 def rewritten(rewrite: Rewrite, program: Program, *, tolerance: float = 0.0) -> tuple[Program, PassResult]:
     """A rewritten copy and what was done. Asserts the three properties; `tolerance` is of the largest output value."""
     text_before = program.text()
+    context = context_of(program)
     after = program.copy()
-    result = rewrite.rewrite(after, CONTEXT)
+    result = rewrite.rewrite(after, context)
     assert program.text() == text_before, "the original's graph changed"
     for inputs in (program.example_inputs, other_size(program)):
         for expected, found in zip(program.run(*inputs), after.run(*inputs), strict=True):
             assert_near(found, expected, tolerance)
     text_after = after.text()
-    again = rewrite.rewrite(after, CONTEXT)
+    again = rewrite.rewrite(after, context)
     assert again.changed == (), "a second run changed something"
     assert after.text() == text_after
     return after, result

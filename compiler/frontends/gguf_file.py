@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import atexit
 import io
-import shutil
-import tempfile
 from contextlib import redirect_stderr
 from pathlib import Path
 
 from compiler.errors import CompilerError
 from compiler.frontends import Frontend, LoadOptions
 from compiler.frontends.gguf_header import GgufDamageError, read_tensor_table
+from compiler.frontends.tokenizer_files import converted_tokenizer
 from compiler.frontends.traced_module import first_line
-from compiler.frontends.transformers_folder import TOKENIZER, captured
+from compiler.frontends.transformers_folder import captured
 from compiler.frontends.transformers_model import build_model
 from compiler.frontends.transformers_offline import transformers_offline
 from compiler.hookspecs import hookimpl
@@ -45,11 +43,8 @@ class GgufFile(Frontend):
             config.use_cache = False
             with redirect_stderr(io.StringIO()):  # the conversion draws a progress bar that has no switch
                 built, missing = build_model(doing, path.parent, transformers.AutoModelForCausalLM, config, **reading)
-                tokenizer = _tokenizer_folder(path)
-            program = captured(doing, built, None, path, options, set(missing), tokenizer)
-        if tokenizer is None:
-            program.notes.append("the file's tokenizer could not be read: texts cannot be given to the artifact")
-        return program
+                tokenizer = converted_tokenizer(path.parent, gguf_file=path.name)
+            return captured(doing, built, None, path, options, missing, tokenizer)
 
 
 def _check_complete(doing: str, path: Path) -> None:
@@ -64,20 +59,6 @@ def _check_complete(doing: str, path: Path) -> None:
         raise CompilerError(doing, f"it is truncated or damaged ({damage})", hint) from damage
     if not tensors:
         raise CompilerError(doing, "it holds no weights", "Is it only a vocabulary? Fetch the model's own file.")
-
-
-def _tokenizer_folder(path: Path) -> Path | None:
-    """A folder with the file's tokenizer as tokenizer.json, gone when the process ends; None where it has none."""
-    from transformers import AutoTokenizer
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name, local_files_only=True)
-    except Exception:  # converters fail in their own ways; a model without tokenizer is still a model
-        return None
-    folder = Path(tempfile.mkdtemp(prefix="regraft-tokenizer-"))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    tokenizer.save_pretrained(folder)
-    return folder if (folder / TOKENIZER).is_file() else None
 
 
 @hookimpl

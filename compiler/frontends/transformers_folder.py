@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from compiler.errors import CompilerError
@@ -17,15 +18,14 @@ from compiler.frontends.dynamic_dims import default_dynamic_dims
 from compiler.frontends.input_texts import stated_examples, stated_inputs
 from compiler.frontends.safetensors_files import check_safetensors, found_pickle, has_safetensors
 from compiler.frontends.sentence_pooling import read_sentence_pooling
+from compiler.frontends.tokenizer_files import tokenizer_of_folder
 from compiler.frontends.torch_export import capture
 from compiler.frontends.traced_module import Readout
 from compiler.frontends.transformers_inputs import example_inputs
 from compiler.frontends.transformers_model import build_model, model_class, read_config, refuse_missing, role_of
 from compiler.frontends.transformers_offline import transformers_offline
 from compiler.hookspecs import hookimpl
-from compiler.program import Program
-
-TOKENIZER = "tokenizer.json"
+from compiler.program import Program, dtype_name
 
 
 class TransformersFolder(Frontend):
@@ -47,22 +47,14 @@ class TransformersFolder(Frontend):
             if pooling is not None:
                 config.architectures = None
             built, missing = build_model(doing, folder, model_class(doing, config), config, **reading)
-            return captured(
-                doing,
-                built,
-                pooling,
-                folder,
-                options,
-                set(missing),
-                tokenizer=folder if _has_tokenizer(folder) else None,
-            )
+            return captured(doing, built, pooling, folder, options, missing, tokenizer_of_folder(folder))
 
 
 def captured(
     doing: str,
     model: Any,
     readout: Readout | None,
-    folder: Path,
+    place: Path,
     options: LoadOptions,
     missing: set[str],
     tokenizer: Path | None,
@@ -70,12 +62,12 @@ def captured(
     """Capture a transformers model with example inputs of its kind, or those that --input states."""
     role = role_of(model)
     stated = stated_inputs(options.inputs)
-    given = {} if stated and model.main_input_name in stated else example_inputs(doing, model, role, folder)
+    given = {} if stated and model.main_input_name in stated else example_inputs(doing, model, role)
     dynamic = {**default_dynamic_dims(given), **{name: one.dynamic for name, one in stated.items()}}
     program = capture(
         model,
         {**given, **stated_examples(stated)},
-        source=folder.name,
+        source=_short_name(place),
         role=role,
         tokenizer=tokenizer,
         dynamic=dynamic,
@@ -83,7 +75,17 @@ def captured(
         clone=False,
     )
     refuse_missing(doing, missing, set(program.weights()))
+    stored = getattr(model.config, "dtype", None)
+    if stored not in (None, torch.float32):
+        program.notes.append(f"the checkpoint's weights are {dtype_name(stored)}; the graph computes in float32")
+    if tokenizer is None and "input_ids" in given:
+        program.notes.append("no tokenizer could be read: texts cannot be given to the artifact")
     return program
+
+
+def _short_name(place: Path) -> str:
+    """The last two parts of the path: enough to know the model, and nothing of the machine it was read on."""
+    return "/".join(place.resolve().parts[-2:])
 
 
 def _only_logits(outputs: Mapping[str, Tensor], inputs: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
@@ -102,10 +104,6 @@ def _weights(doing: str, folder: Path, options: LoadOptions) -> dict[str, Any]:
         hint = "Save the model again as safetensors; if you trust its maker, add --allow-pickle."
         raise CompilerError(doing, f"{pickled} is a pickle, and reading one can run any code that is in it", hint)
     return {"use_safetensors": False}
-
-
-def _has_tokenizer(folder: Path) -> bool:
-    return (folder / TOKENIZER).is_file()
 
 
 @hookimpl

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,7 +14,7 @@ BATCH, TOKENS, DECODER_TOKENS = 2, 9, 6
 SAMPLES, PIXELS = 16000, 224
 
 
-def example_inputs(doing: str, model: Any, role: str, folder: Path) -> dict[str, Tensor]:
+def example_inputs(doing: str, model: Any, role: str) -> dict[str, Tensor]:
     """What `model.forward` needs, by argument name, after its config. Raises when its main input is not known."""
     generator = torch.Generator().manual_seed(0)
     accepted = inspect.signature(model.forward).parameters

@@ -74,7 +74,7 @@ def model_class(doing: str, config: Any) -> Any:
     return found
 
 
-def build_model(doing: str, source: Path, cls: Any, config: Any, **reading: Any) -> tuple[Any, dict[str, str]]:
+def build_model(doing: str, source: Path, cls: Any, config: Any, **reading: Any) -> tuple[Any, set[str]]:
     """The model in float32 with its weights read, and the weights that the checkpoint does not hold, by name.
 
     `reading` goes to from_pretrained. Raises CompilerError when weights have other shapes than the config says, or when
@@ -98,7 +98,7 @@ def build_model(doing: str, source: Path, cls: Any, config: Any, **reading: Any)
         raise CompilerError(doing, problem, "Do config and weights belong together?") from error
     _refuse_mismatches(doing, found)
     _refuse_strays(doing, model, found)
-    return model, dict.fromkeys(found["missing_keys"], "")
+    return model, set(found["missing_keys"])
 
 
 def refuse_missing(doing: str, missing: set[str], used: set[str]) -> None:

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+import zoo
 from compiler.passes.fuse_conv_batch_norm import FuseConvBatchNorm
 from rewrite_checks import captured, rewritten
 from torch import Tensor, nn
@@ -38,7 +39,7 @@ def test_batch_norm_goes_into_the_convolution():
     assert program.text() == (
         "input %input_1 : float32[batch, 3, 8, 8]\n"
         "%0 = aten.conv2d(%input_1, @0.weight) : float32[batch, 4, 6, 6]\n"
-        "%1 = aten.batch_norm(%0, @1.weight, @1.bias, @1.running_mean, @1.running_var, False, 0.1, 1e-05, True)"
+        "%1 = aten.batch_norm(%0, @1.weight, @1.bias, @1.running_mean, @1.running_var, False, 0.1, 1e-05, False)"
         " : float32[batch, 4, 6, 6]\n"
         "%2 = aten.relu(%1) : float32[batch, 4, 6, 6]\n"
         "return (%2)\n"
@@ -138,3 +139,12 @@ def test_a_norm_behind_something_else_is_no_candidate():
     program = captured(chain(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.BatchNorm2d(4)), input=torch.randn(2, 3, 5, 5))
     _, result = rewritten(FuseConvBatchNorm(), program)
     assert (result.changed, result.refusals) == ((), ())
+
+
+@pytest.mark.slow
+def test_every_batch_norm_of_resnet():
+    program = zoo.captured("resnet")
+    norms = sum(node.target is aten.batch_norm.default for node in program.graph.nodes)
+    after, result = rewritten(FuseConvBatchNorm(), program, tolerance=TOLERANCE)
+    assert norms == len(result.changed) > 0
+    assert not [name for name in after.weights() if "running_" in name]

@@ -5,6 +5,8 @@ from collections.abc import Callable
 
 import pytest
 import torch
+import zoo
+from compiler.passes.canonicalize import Canonicalize
 from compiler.passes.fuse_gelu import FuseGelu
 from rewrite_checks import captured, rewritten
 from torch import Tensor, nn
@@ -145,3 +147,11 @@ def test_the_factor_must_be_the_argument():
 
     _, result = rewritten(FuseGelu(), captured(TwoInputs(), x=torch.randn(2, 3), y=torch.randn(2, 3)))
     assert result.changed == ()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", ["gpt2", "bloom"])
+def test_both_feed_forwards_of_a_real_architecture(model: str):
+    program, _ = rewritten(Canonicalize(), zoo.captured(model), tolerance=1e-5)
+    after, _ = rewritten(FuseGelu(), program, tolerance=1e-5)
+    assert gelu_calls(after) == ["tanh", "tanh"]

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+import zoo
 from compiler.passes.canonicalize import Canonicalize
 from compiler.passes.fuse_rms_norm import FuseRmsNorm
 from rewrite_checks import captured, rewritten
@@ -190,3 +191,15 @@ def test_a_layer_norm_written_out_is_no_rms_norm():
 
     _, result = rewritten(FuseRmsNorm(), canonical(LayerNorm(), torch.randn(2, WIDTH)))
     assert (result.changed, result.refusals) == ((), ())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("model", "norms"),
+    [("llama", 5), ("gemma2", 9), ("qwen3", 9), ("t5", 12)],
+    ids=["llama", "gemma2 (1 + w, four a layer)", "qwen3 (queries and keys too)", "t5 (two stacks)"],
+)
+def test_every_norm_of_a_real_architecture(model: str, norms: int):
+    program, _ = rewritten(Canonicalize(), zoo.captured(model), tolerance=1e-5)
+    after, result = rewritten(FuseRmsNorm(), program, tolerance=1e-5)
+    assert (len(result.changed), count(after), result.refusals) == (norms, norms, ())
