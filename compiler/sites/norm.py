@@ -54,7 +54,9 @@ def match_norm(node: fx.Node) -> Site | Refusal | None:
 
 
 def _match_op(node: fx.Node, norm: str) -> Site | Refusal:
-    weight, bias = _stored(node, "weight"), _stored(node, "bias")
+    weight, bias, offset = _stored(node, "weight"), _stored(node, "bias"), 0.0
+    if norm == "rms_norm" and weight is not None and (found := _offset_weight(weight)) is not None:
+        weight, offset, _ = found
     for tensor in (weight, bias):
         if tensor is not None and not is_weight(tensor):
             return refusal("norm", f"a weight is computed by {tensor.name}", node)
@@ -66,7 +68,7 @@ def _match_op(node: fx.Node, norm: str) -> Site | Refusal:
     if norm == "group_norm":
         bindings["groups"] = argument(node, "num_groups")
     if norm == "rms_norm":
-        bindings["weight_offset"] = 0.0
+        bindings["weight_offset"] = offset
     return _site(node, (node,), node.args[0], norm, bindings)  # type: ignore[arg-type]
 
 
