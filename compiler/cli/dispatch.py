@@ -101,7 +101,6 @@ def _quiet_packages(debug: bool) -> Iterator[None]:
         yield
         return
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("TORCH_LOGS", "-all")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield

@@ -20,7 +20,7 @@ def open_registry(shared: Shared) -> Registry:
 
     registry = Registry(shared.plugin)
     for warning in registry.warnings:
-        shared.terminal.progress(f"warning, {warning}")
+        shared.terminal.warn(warning)
     return registry
 
 

@@ -57,6 +57,10 @@ class Terminal:
             print(printable(message), file=sys.stderr, flush=True)
             self._printed_at = time.monotonic()
 
+    def warn(self, message: str) -> None:
+        """One line on standard error that neither --quiet nor --json silences."""
+        print(f"warning: {printable(message)}", file=sys.stderr, flush=True)
+
 
 def console_for(stream: TextIO) -> Console:
     """A console that interprets no markup, and wraps only in a terminal."""

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 Side = Annotated[str, Parameter(help="A model, or the folder of an artifact.")]
 Facts = dict[str, str]
 
+ONLY_OF_ARTIFACTS = ("regraft", "runtime", "made with", "file")
+"""Facts that say nothing when the other side is a model."""
+
 
 def diff(
     a: Side,
@@ -47,6 +50,8 @@ def diff(
         return Answer({"same": not lines, "diff": lines}, tuple(map(line, lines or ["the two graphs are the same"])))
     facts = [one if isinstance(one, dict) else program_facts(one) for one in (left, right)]
     rows = differences(*facts)
+    if isinstance(left, dict) != isinstance(right, dict):
+        rows = [row for row in rows if not row[0].startswith(ONLY_OF_ARTIFACTS)]
     document = {"same": not rows, "differences": {name: {"a": one, "b": two} for name, one, two in rows}}
     return Answer(document, (table(("", a, b), rows) if rows else line("the two are the same"),))
 

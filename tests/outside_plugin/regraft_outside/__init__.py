@@ -1,0 +1,1 @@
+"""A plugin of a third party: its own distribution, found by its entry point."""
