@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
@@ -31,7 +32,9 @@ class Eager(Backend):
         import torch
 
         exported = program.export()
-        torch.export.save(exported, folder / PROGRAM_FILE)
+        buffer = io.BytesIO()  # torch's own file writer aborts the process when the disk is full
+        torch.export.save(exported, buffer)
+        (folder / PROGRAM_FILE).write_bytes(buffer.getbuffer())
         calls = [node.target for node in exported.graph.nodes if node.op == "call_function"]
         version = torch.__version__.partition("+")[0]
         return Lowered(

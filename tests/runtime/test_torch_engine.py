@@ -24,6 +24,8 @@ from compiler.runtime.verify import verify
 class Linear(torch.nn.Module):
     """The linear model in torch."""
 
+    weights: torch.Tensor
+
     def __init__(self) -> None:
         super().__init__()
         self.register_buffer("weights", torch.from_numpy(linear_weights(0)))
