@@ -82,8 +82,8 @@ def evaluate(nodes: Sequence[fx.Node], output: fx.Node, given: Mapping[fx.Node, 
 
 
 def probe_points() -> Tensor:
-    """Where functions are compared: both tails and the bend at 0, in float64. [49]"""
-    return torch.linspace(-6, 6, 49, dtype=torch.float64)
+    """Where functions are compared: both tails and the bend at 0, in float64. [65]"""
+    return torch.linspace(-8, 8, 65, dtype=torch.float64)
 
 
 def activation_name(values: Tensor) -> str:
