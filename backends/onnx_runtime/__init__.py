@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from compiler.target import Target
 
 ONNX_RUNTIME_VERSION = "1.31"
+ROUNDING_TOLERANCE = 1e-3
+FLIPPED_CODE_TOLERANCE = 0.15
+"""With activations quantized on the way, a difference of 1e-7 moves a value to the next of 256 codes, and later layers
+carry that on: scaling one bias by 1 + 3e-7 moves all-MiniLM-L6-v2's output by 0.044 of its largest value in eager."""
 UNSERVED_TYPES = {"bfloat16": "convert the model to float32", "complex64": "there are no complex kernels"}
 
 
@@ -51,6 +55,7 @@ class OnnxRuntime(Backend):
         model = onnx_model(program)
         for graph_pass in GRAPH_PASSES:
             graph_pass(model.graph)
+        written = {node.op_type for node in model.graph}
         limit = PROTOBUF_LIMIT_BYTES if self.external_above_bytes is None else self.external_above_bytes
         files = write_model(model, folder, limit)
         kernels = running_kernels(folder / MODEL_FILE)
@@ -61,6 +66,7 @@ class OnnxRuntime(Backend):
             runtime="onnxruntime",
             requires={"onnxruntime": ONNX_RUNTIME_VERSION},
             kernels=kernels,
+            tolerance=FLIPPED_CODE_TOLERANCE if "DynamicQuantizeLinear" in written else ROUNDING_TOLERANCE,
             notes=_notes(target),
         )
 
