@@ -46,8 +46,12 @@ class TransformersFolder(Frontend):
             pooling = read_sentence_pooling(doing, folder)
             if pooling is not None:
                 config.architectures = None
+            stored = getattr(config, "dtype", None) or torch.float32
             built, missing = build_model(doing, folder, model_class(doing, config), config, **reading)
-            return captured(doing, built, pooling, folder, options, missing, tokenizer_of_folder(folder))
+            program = captured(doing, built, pooling, folder, options, missing, tokenizer_of_folder(folder))
+        if stored != torch.float32:
+            program.notes.append(f"the checkpoint's weights are {dtype_name(stored)}; the graph computes in float32")
+        return program
 
 
 def captured(
@@ -75,9 +79,6 @@ def captured(
         clone=False,
     )
     refuse_missing(doing, missing, set(program.weights()))
-    stored = getattr(model.config, "dtype", None)
-    if stored not in (None, torch.float32):
-        program.notes.append(f"the checkpoint's weights are {dtype_name(stored)}; the graph computes in float32")
     if tokenizer is None and "input_ids" in given:
         program.notes.append("no tokenizer could be read: texts cannot be given to the artifact")
     return program

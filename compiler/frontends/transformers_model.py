@@ -47,8 +47,9 @@ def read_config(doing: str, folder: Path) -> Any:
     kind = str(content["model_type"])
     known = transformers.CONFIG_MAPPING
     if kind not in known:
-        otherwise = "Code that comes with a checkpoint is never run; name a file.py:factory that builds the model."
-        raise CompilerError(doing, f"transformers knows no model type {kind!r}", nearest_hint(kind, known, otherwise))
+        hint = "Code that comes with a checkpoint is never run; name a file.py:factory that builds the model."
+        hint = hint if "auto_map" in content else nearest_hint(kind, known, hint)
+        raise CompilerError(doing, f"transformers knows no model type {kind!r}", hint)
     try:
         config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # each config class checks its fields in its own way
