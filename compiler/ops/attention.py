@@ -58,6 +58,8 @@ def attention(
     _check_shapes(query, key, value, mask)
     if softcap > 0 or (is_causal and mask is not None):
         return attention_reference(query, key, value, mask, is_causal, scale, softcap)
+    if mask is not None and mask.dim() < 2:
+        mask = mask.view(1, -1)
     return torch.nn.functional.scaled_dot_product_attention(
         query, key, value, mask, is_causal=is_causal, scale=scale, enable_gqa=query.shape[1] != key.shape[1]
     ).contiguous()

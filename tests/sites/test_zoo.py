@@ -99,7 +99,7 @@ def test_fuse_attention_keeps_numbers_and_sites(name: str):
     assert FuseAttention().rewrite(program, context_of(program)).changed == ()
 
 
-@every_architecture
+@pytest.mark.parametrize("name", ["llama", "gemma2", "bloom", "t5", "swin", "mixtral"])
 def test_a_fused_program_exports_with_its_dims_dynamic(name: str):
     exported = fused(name).export()
     inputs = zoo.entry(name).inputs_at(*LARGER)
