@@ -12,10 +12,16 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 from small_artifact import write_bag_of_words
+
+from compiler.runtime.session import Session
+
+if TYPE_CHECKING:
+    from compiler.compile_model import CompileResult
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 PROCESS_SECONDS = 300
@@ -121,6 +127,20 @@ def test_run_py_needs_no_regraft(clean: CleanEnvironment, bag: Path) -> None:
     done = clean.run(clean.python, "-I", bag / "run.py", "--text", "the cat", "--output", "y.npz")
     assert (done.returncode, done.stderr) == (0, "")
     np.testing.assert_array_equal(np.load(clean.work / "y.npz")["total"], [[20, 22, 24, 26]])
+
+
+def test_the_real_minilm_runs_there_as_it_did_here(clean: CleanEnvironment, minilm_int8: CompileResult) -> None:
+    folder = shutil.copytree(minilm_int8.folder, clean.work / "carried")
+    done = clean.run(clean.command, "verify", folder, "--json")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert json.loads(done.stdout)["outputs"][0]["error"] == 0, "the same machine, threads and runtime"
+    assert clean.run(clean.python, "-I", folder / "run.py", "--verify").returncode == 0
+    texts = ["A dog runs in the park.", "A puppy is running outside."]
+    done = clean.run(clean.python, "-I", folder / "run.py", "--text", texts[0], "--text", texts[1], "--output", "e.npz")
+    assert (done.returncode, done.stderr) == (0, "")
+    session = Session.open(minilm_int8.folder)
+    here = session.run(session.encode(texts))["sentence_embedding"]
+    np.testing.assert_array_equal(np.load(clean.work / "e.npz")["sentence_embedding"], here)
 
 
 def test_compiling_there_says_what_to_install(clean: CleanEnvironment) -> None:

@@ -8,20 +8,17 @@ from pathlib import Path
 import pytest
 
 from compiler.compile_model import CompileResult, compile_model
-from compiler.recipe import Recipe, parse_passes
+from compiler.recipe import Recipe
 from compiler.runtime.manifest import read_manifest
 from compiler.runtime.session import Session
 from compiler.runtime.verify import verify
 
 pytestmark = pytest.mark.slow
 
-PASSES = "canonicalize,fuse,smooth,quantize"
-
 
 @pytest.fixture(scope="module")
-def result(minilm_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> CompileResult:
-    recipe = Recipe(str(minilm_folder), parse_passes(PASSES), max_drop=0.0025)
-    return compile_model(recipe, tmp_path_factory.mktemp("minilm") / "out")
+def result(minilm_int8: CompileResult) -> CompileResult:
+    return minilm_int8
 
 
 def test_the_artifact_is_small_and_near_the_original(result: CompileResult) -> None:
