@@ -57,7 +57,7 @@ def apply_graft(
     if not result.changed:
         return program, result
     finished = bench.trial()
-    finished.refresh()
+    finished.tidy()
     return finished.flattened(), result
 
 

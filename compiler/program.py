@@ -13,11 +13,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch._dispatch.python import enable_python_dispatcher
 from torch.export import ExportedProgram
-from torch.fx.passes.fake_tensor_prop import FakeTensorProp
 
 from compiler.errors import CompilerError
+from compiler.propagation import mark_current, propagate_values
 
 
 @dataclass(frozen=True)
@@ -146,18 +145,17 @@ class Program:
             name = f"{wanted}_{count}"
         return name
 
-    def refresh(self) -> None:
-        """After edits: check the graph, drop weights nothing uses, recompile, and compute every `meta["val"]` again."""
+    def tidy(self) -> None:
+        """After edits: check the graph, drop the weights that nothing uses, recompile."""
         self.graph.lint()
         self.graph_module.delete_all_unused_submodules()
         _drop_unused_tensors(self.graph_module)
         self.graph_module.recompile()
-        values = [node.meta["val"] for node in self.placeholders()]
-        modes = [value.fake_mode for value in values if hasattr(value, "fake_mode")]
-        if not modes:
-            raise ValueError("refresh() needs fake tensors in the placeholders' meta['val']")
-        with torch.no_grad(), enable_python_dispatcher():
-            FakeTensorProp(self.graph_module, modes[0]).propagate_dont_convert_inputs(*values)
+
+    def refresh(self) -> None:
+        """`tidy`, then bring every `meta["val"]` up to date."""
+        self.tidy()
+        propagate_values(self.graph_module)
 
     def export(self) -> ExportedProgram:
         """Trace once more into an ExportedProgram with the dynamic dims kept: the lowering boundary."""
@@ -174,6 +172,7 @@ class Program:
         module = plain_graph_module(self.export())
         _drop_metadata_checks(module.graph)
         module.recompile()
+        mark_current(module)
         return replace(self, graph_module=module, trail=list(self.trail), notes=list(self.notes))
 
     def text(self) -> str:
