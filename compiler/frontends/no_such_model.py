@@ -14,13 +14,20 @@ def no_such_model(model: str, frontends: Sequence[Frontend]) -> CompilerError:
     doing = f"reading model {model!r}"
     path = Path(model).expanduser()
     if path.is_dir():
-        found = ", ".join(sorted(entry.name for entry in path.iterdir())[:6])
-        hint = f"It holds: {found or 'nothing'}. Point to the folder that has config.json."
-        return CompilerError(doing, "the folder has no config.json", hint)
+        return CompilerError(doing, "the folder has no config.json", _in_folder(path, frontends))
     if path.is_file():
         problem = f"files that end in {path.suffix or 'nothing'!r} are not read"
         return CompilerError(doing, problem, _possible(frontends))
     return CompilerError(doing, "there is no such model", _near(path) or _possible(frontends))
+
+
+def _in_folder(folder: Path, frontends: Sequence[Frontend]) -> str:
+    found = sorted(entry for entry in folder.iterdir() if not entry.name.startswith((".", "__")))
+    model = next((str(entry) for entry in found if any(frontend.accepts(str(entry)) for frontend in frontends)), None)
+    if model is not None:
+        return f"Did you mean {model!r}?"
+    listed = ", ".join(entry.name for entry in found[:6]) or "nothing"
+    return f"It holds: {listed}. Point to the folder that has config.json."
 
 
 def _near(path: Path) -> str | None:

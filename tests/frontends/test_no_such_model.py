@@ -41,6 +41,12 @@ def test_a_folder_without_config(tmp_path: Path):
     assert "weights.txt" in error.hint
 
 
+def test_a_folder_around_a_model(tmp_path: Path):
+    (tmp_path / "readme.md").touch()
+    (tmp_path / "small.gguf").touch()
+    assert error_for(tmp_path).hint == f"Did you mean {str(tmp_path / 'small.gguf')!r}?"
+
+
 def test_a_file_of_another_kind(tmp_path: Path):
     (tmp_path / "model.h5").touch()
     assert error_for(tmp_path / "model.h5").problem == "files that end in '.h5' are not read"
