@@ -47,7 +47,9 @@ class TruncateRank(Graft):
         down.weight, up.weight = nn.Parameter(vh[:rank]), nn.Parameter(u[:, :rank] * s[:rank])
         if bias is not None:
             up.bias = nn.Parameter(bias)
-        return Replacement(nn.Sequential(down, up), f"rank {rank}", gentler=lambda: self.truncated(weight, bias, 2 * rank))
+        return Replacement(
+            nn.Sequential(down, up), f"rank {rank}", gentler=lambda: self.truncated(weight, bias, 2 * rank)
+        )
 
 
 @hookimpl
