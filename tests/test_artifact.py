@@ -236,15 +236,18 @@ def test_sigkill_while_writing_leaves_an_artifact_that_verifies(tmp_path: Path) 
         print("ready", flush=True)
         for seed in range(1, 1_000_000):
             write_linear(Path(sys.argv[1]), seed, columns=3 + seed)
+            print("written", flush=True)
     """
     moments = np.random.default_rng(0)
     seen = set()
-    for _ in range(12):
+    for _ in range(8):
         command = [sys.executable, "-c", textwrap.dedent(code), str(target), str(tmp_path / "other")]
         process = subprocess.Popen(command, stdout=subprocess.PIPE, env=environment())
         assert process.stdout is not None
         assert process.stdout.readline() == b"ready\n"
-        time.sleep(moments.uniform(0.0, 0.4))
+        for _ in range(moments.integers(0, 4)):
+            assert process.stdout.readline() == b"written\n"
+        time.sleep(moments.uniform(0.0, 0.2))
         process.send_signal(signal.SIGKILL)
         process.wait(PROCESS_SECONDS)
         process.stdout.close()

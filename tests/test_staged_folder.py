@@ -126,6 +126,7 @@ WRITER = """
     for number in range(1_000_000):
         with module.staged_folder(Path(sys.argv[1])) as staging:
             fill(staging, f"version {number}", count=int(sys.argv[3]))
+        print("written", flush=True)
 """
 
 
@@ -151,7 +152,9 @@ def test_sigkill_at_any_moment_leaves_a_whole_folder(tmp_path: Path, writer: lis
         process = subprocess.Popen([*writer, str(target), way, str(FILE_COUNT), flushing], stdout=subprocess.PIPE)
         assert process.stdout is not None
         process.stdout.readline()
-        time.sleep(moments.uniform(0.0, 0.2))
+        for _ in range(moments.randrange(5)):
+            process.stdout.readline()
+        time.sleep(moments.uniform(0.0, 0.1))
         process.send_signal(signal.SIGKILL)
         process.wait(PROCESS_SECONDS)
         process.stdout.close()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +42,6 @@ class VerifyReport:
     manifest: Manifest
     files: tuple[FileFinding, ...]
     outputs: tuple[OutputComparison, ...] = ()
-    notes: tuple[str, ...] = field(default=())
 
     @property
     def passed(self) -> bool:
