@@ -111,7 +111,7 @@ IMAGE = torch.randn(2, 4, 8, 8)
         ("convolution", ComputedKernel(4, 4, 3), IMAGE, "the weight is computed by tanh"),
         ("convolution", nn.ConvTranspose2d(4, 4, 3), IMAGE, "a transposed convolution"),
         ("norm", ComputedNorm(4), torch.randn(2, 4), "a weight is computed by tanh"),
-        ("norm", OtherDim(), torch.randn(2, 3, 4), "the mean is not over the last dim"),
+        ("norm", OtherDim(), torch.randn(2, 3, 4), "the mean is not over the last dim alone"),
     ],
 )
 def test_refusals(kind: str, module: nn.Module, x: Tensor, reason: str):
