@@ -1,0 +1,56 @@
+"""Tables of a benchmark, in the terminal, as Markdown and as JSON."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+FIRST_SHAPE = "1 x 128"
+
+
+def write_results(record: dict[str, Any], folder: Path, console: Console) -> None:
+    """Show `record` and write minilm_int8.json and minilm_int8.md into `folder`."""
+    folder.mkdir(exist_ok=True)
+    (folder / "minilm_int8.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    headings, rows = _summary(record)
+    table = Table(*headings, title="all-MiniLM-L6-v2")
+    for row in rows:
+        table.add_row(*row)
+    console.print(table)
+    lines = [_markdown_row(headings), _markdown_row(["---"] * len(headings)), *map(_markdown_row, rows)]
+    machine = record["machine"]
+    where = f"{machine['processor']}; {machine['threads']} threads used"
+    head = f"# all-MiniLM-L6-v2 in int8\n\n{where}. Latency: median (quartiles) in ms.\n\n"
+    (folder / "minilm_int8.md").write_text(head + "\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _summary(record: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+    shapes = list(record["latency_ms"])
+    headings = [
+        "side",
+        *shapes,
+        f"least, {FIRST_SHAPE}",
+        "mean cosine",
+        "least cosine",
+        "neighbour kept",
+        "MB",
+        "peak MB",
+    ]
+    rows = []
+    for name, side in record["sides"].items():
+        timed = [record["latency_ms"][shape][name] for shape in shapes]
+        cells = [f"{one['median']:.2f} ({one['lower']:.2f} to {one['upper']:.2f})" for one in timed]
+        least = f"{record['latency_ms'][FIRST_SHAPE][name]['least']:.2f}"
+        fidelity = [f"{side[key]:.4f}" for key in ("mean_cosine", "least_cosine")]
+        kept = f"{side['nearest_neighbour_kept']:.3f}"
+        sizes = [f"{side['file_mb']:.1f}", f"{side['peak_memory_mb']:.0f}"]
+        rows.append([f"{name} ({side['version']})", *cells, least, *fidelity, kept, *sizes])
+    return headings, rows
+
+
+def _markdown_row(cells: list[str]) -> str:
+    return f"| {' | '.join(cells)} |"
