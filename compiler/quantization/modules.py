@@ -11,6 +11,9 @@ from compiler.ops.quantized_linear import quantized_linear
 from compiler.quantization.packing import pack_codes, pack_zero_points
 from compiler.quantization.scales import Grid
 
+SMALLEST_MAGNITUDE = 1e-6
+"""Rows below it are taken as zeros."""
+
 
 class DynamicQuantizedLinear(nn.Module):
     """int8 weights with a scale for each output, activations quantized when they come in."""
@@ -28,7 +31,29 @@ class DynamicQuantizedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x [..., in] to [..., out]."""
-        return dynamic_quantized_linear(x, self.weight, self.scales, self.bias)
+        y: Tensor = dynamic_quantized_linear(x, self.weight, self.scales, self.bias)
+        return y
+
+
+class RowScaledLinear(nn.Module):
+    """A DynamicQuantizedLinear whose input rows are brought to one magnitude first, and back afterwards.
+
+    y = (x / t) @ w * t + bias with t [..., 1] the largest |x| of a row: one scale for the tensor then serves every row.
+    """
+
+    bias: Tensor | None
+
+    def __init__(self, inner: DynamicQuantizedLinear) -> None:
+        super().__init__()
+        self.inner = inner
+        self.register_buffer("bias", inner.bias)
+        inner.bias = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [..., in] to [..., out]. A row of zeros gives the bias."""
+        magnitude = x.abs().amax(-1, keepdim=True).clamp(min=SMALLEST_MAGNITUDE)  # [..., 1]
+        y: Tensor = self.inner(x / magnitude) * magnitude
+        return y if self.bias is None else y + self.bias
 
 
 class BlockQuantizedLinear(nn.Module):
@@ -51,7 +76,10 @@ class BlockQuantizedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x [..., in] to [..., out]."""
-        return quantized_linear(x, self.weight, self.scales, self.zero_points, self.bias, self.bits, self.block_size)
+        y: Tensor = quantized_linear(
+            x, self.weight, self.scales, self.zero_points, self.bias, self.bits, self.block_size
+        )
+        return y
 
 
 class QuantizedEmbedding(nn.Module):
@@ -69,4 +97,5 @@ class QuantizedEmbedding(nn.Module):
 
     def forward(self, indices: Tensor) -> Tensor:
         """indices [...] to rows [..., width]."""
-        return quantized_embedding(indices, self.weight, self.scales, None, self.bits, self.block_size)
+        rows: Tensor = quantized_embedding(indices, self.weight, self.scales, None, self.bits, self.block_size)
+        return rows

@@ -27,8 +27,8 @@ def pack_codes(codes: Tensor, bits: int) -> Tensor:
     if bits == 6:
         return torch.cat([pack_codes(codes >> 2, 4), pack_codes(codes & 3, 2)], dim=-1)
     per_byte = 8 // bits
-    grouped = codes.to(torch.uint8).unflatten(-1, (-1, per_byte))  # [..., bytes, per_byte]
-    return (grouped << _shifts(bits, codes)).sum(-1, dtype=torch.uint8)
+    grouped = codes.to(torch.uint8).reshape(*codes.shape[:-1], -1, per_byte)  # [..., bytes, per_byte]
+    return torch.sum(grouped << _shifts(bits, codes), -1, dtype=torch.uint8)
 
 
 def unpack_codes(packed: Tensor, bits: int) -> Tensor:
@@ -38,7 +38,8 @@ def unpack_codes(packed: Tensor, bits: int) -> Tensor:
     if bits == 6:
         high, low = six_bit_planes(packed)
         return (unpack_codes(high, 4) << 2) | unpack_codes(low, 2)
-    return ((packed[..., None] >> _shifts(bits, packed)) & (2**bits - 1)).flatten(-2)
+    codes = torch.bitwise_and(packed[..., None] >> _shifts(bits, packed), 2**bits - 1)
+    return codes.flatten(-2)
 
 
 def six_bit_planes(packed: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,100 @@
+"""From a layer's float weight to the module that stands in for it: grid, rounding, packing, and what to call it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from compiler.calibration import ActivationStatistics
+from compiler.quantization.compensation import compensated_codes
+from compiler.quantization.modules import (
+    BlockQuantizedLinear,
+    DynamicQuantizedLinear,
+    QuantizedEmbedding,
+    RowScaledLinear,
+)
+from compiler.quantization.scales import Clip, Grid, asymmetric_grid, lopsided_grid, symmetric_grid
+
+Rounding = Literal["compensated", "nearest"]
+
+SMALLEST_BLOCK = 16
+TOLERATED_NOISE = 1.2e-4
+"""Error power over signal power that rounding the inputs with one scale may add to a layer's output."""
+WORTHWHILE_GAIN = 4.0
+"""How many times less noise scales for rows must add."""
+TABLE_BLOCK_AT_4_BITS = 32
+
+
+@dataclass(frozen=True)
+class LinearWeights:
+    """A linear layer as its site binds it: weight [out, in] in float32, bias [out] or none, and what flows in."""
+
+    weight: Tensor
+    bias: Tensor | None
+    statistics: ActivationStatistics | None
+
+
+def dynamic_int8_linear(layer: LinearWeights, clip: Clip, rounding: Rounding) -> DynamicQuantizedLinear:
+    """int8 weights with one scale an output; the inputs are quantized at run time."""
+    grid = symmetric_grid(layer.weight, 8, clip)
+    codes = grid.codes(layer.weight)
+    if rounding == "compensated" and layer.statistics is not None:
+        moment = layer.statistics.second_moment
+        codes = compensated_codes(layer.weight, grid, moment, layer.statistics.rounding_noise())
+    return DynamicQuantizedLinear(codes, grid, layer.bias)
+
+
+def row_scaled_int8_linear(layer: LinearWeights, clip: Clip, rounding: Rounding) -> RowScaledLinear:
+    """int8 weights with one scale an output; every row of the inputs is quantized at a scale of its own."""
+    return RowScaledLinear(dynamic_int8_linear(layer, clip, rounding))
+
+
+def wants_row_scales(layer: LinearWeights) -> bool:
+    """Whether one scale for the whole input costs too much accuracy, and a scale a row costs much less."""
+    known = layer.statistics
+    if known is None or known.rounding_noise() < WORTHWHILE_GAIN * known.rounding_noise_by_row:
+        return False
+    return known.noise_ratio(layer.weight, known.rounding_noise()) > TOLERATED_NOISE
+
+
+def block_linear(
+    layer: LinearWeights, bits: int, block_size: int, clip: Clip, rounding: Rounding
+) -> BlockQuantizedLinear:
+    """Weight-only codes in blocks of inputs; four bits take zero points. Inputs are padded up to a whole block."""
+    in_features = layer.weight.shape[1]
+    padded = torch.nn.functional.pad(layer.weight, (0, -in_features % block_size))
+    blocks = padded.reshape(len(padded), -1, block_size)  # [out, blocks, block_size]
+    grid = asymmetric_grid(blocks, bits, clip) if bits == 4 else lopsided_grid(blocks, bits, clip)
+    codes = grid.codes(blocks)
+    if rounding == "compensated" and layer.statistics is not None:
+        flat = Grid(_per_input(grid.scale, block_size), _per_input(grid.zero, block_size), grid.low, grid.high)
+        narrow = Grid(flat.scale[:, :in_features], flat.zero[:, :in_features], grid.low, grid.high)
+        better = compensated_codes(layer.weight, narrow, layer.statistics.second_moment)
+        codes = codes.flatten(1)
+        codes[:, :in_features] = better
+        codes = codes.reshape(len(codes), -1, block_size)
+    return BlockQuantizedLinear(codes, grid, layer.bias, bits, zero_points=bits == 4)
+
+
+def quantized_table(table: Tensor, bits: int, clip: Clip, dtype: torch.dtype) -> QuantizedEmbedding:
+    """A table [vocabulary, width] in few bits: one scale a row, at four bits one a block."""
+    width = table.shape[1]
+    block_size = TABLE_BLOCK_AT_4_BITS if bits == 4 else block_at_least(width)
+    per_scale = min(block_size, width)
+    padded = torch.nn.functional.pad(table, (0, -width % per_scale))
+    blocks = padded.reshape(len(padded), -1, per_scale)  # [vocabulary, blocks, per_scale]
+    grid = lopsided_grid(blocks, bits, clip)
+    return QuantizedEmbedding(grid.codes(blocks).flatten(1)[:, :width], grid, bits, block_size, dtype)
+
+
+def block_at_least(width: int) -> int:
+    """The smallest block size that kernels know and that reaches `width`."""
+    return max(SMALLEST_BLOCK, 1 << (width - 1).bit_length())
+
+
+def _per_input(per_block: Tensor, block_size: int) -> Tensor:
+    """[out, blocks, 1] to [out, blocks * block_size]."""
+    return per_block[..., 0].repeat_interleave(block_size, -1)

@@ -1,0 +1,180 @@
+"""linear and embedding  ->  integer weights, with integer activations where that is faster
+
+Before:  linear(x, W, b); embedding(E, indices)
+After:   dynamic_quantized_linear(x, W int8, scales, b) or quantized_linear(x, W in blocks, scales, zeros, b);
+         quantized_embedding(indices, E in few bits, scales)
+Shapes:  x [..., in], W [out, in], E [vocabulary, width]; outputs keep shape and dtype.
+Lossy:   int8 weights have one scale an output, weights in blocks one a block of inputs; rounding makes up for its own
+         errors on calibration data. The budget takes a site from one scale for its inputs to one a row, to 8-bit
+         weights only, and then back to float; from 4 bits to 8; a table from 6 bits to 8.
+Refuses: convolutions (not yet); weights that other nodes share; weights that are not finite; sites of under 1,024
+         weights; sites that `sites` or `skip` leave out; tables when `embeddings` is none or rows fill no bytes.
+Source:  Frantar et al. 2022, arXiv:2210.17323 (rounding); ONNX DynamicQuantizeLinear; com.microsoft MatMulNBits.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from typing import Annotated, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from compiler.calibration import ActivationStatistics, cached_statistics
+from compiler.hookspecs import hookimpl
+from compiler.program import Program
+from compiler.quantization.packing import packed_width
+from compiler.quantization.scales import Clip
+from compiler.quantization.stand_ins import (
+    LinearWeights,
+    Rounding,
+    block_at_least,
+    block_linear,
+    dynamic_int8_linear,
+    quantized_table,
+    row_scaled_int8_linear,
+    wants_row_scales,
+)
+from compiler.rewriting import Graft, Pass, PassContext, Replacement
+from compiler.sites import Refusal, Site, find_sites
+
+SMALLEST_SITE = 1024
+"""Weights below which a site costs more in kernel calls than it saves in bytes."""
+GENTLE_BLOCK = 128
+
+
+@dataclass(frozen=True)
+class Quantize(Graft):
+    """Stores the weights of linear and embedding sites as integers."""
+
+    name: ClassVar[str] = "quantize"
+    site_kinds: ClassVar[tuple[str, ...]] = ("linear", "embedding", "convolution")
+
+    bits: Annotated[Literal[8, 4], "bits of a linear weight"] = 8
+    activations: Annotated[
+        Literal["auto", "dynamic", "rows", "none"],
+        "dynamic: inputs as int8 with one scale; rows: with a scale a row; none: not; auto: by the data",
+    ] = "auto"
+    group: Annotated[Literal[16, 32, 64, 128, 256], "inputs that share a scale, for weights only"] = 128
+    clip: Annotated[Clip, "mse: clip extreme weights where that lessens the error"] = "mse"
+    rounding: Annotated[Rounding, "compensated: later weights make up for the rounding of earlier ones"] = "compensated"
+    embeddings: Annotated[Literal[8, 6, 4] | None, "bits of an embedding table"] = 6
+    sites: Annotated[tuple[str, ...], "only sites whose names match, as in layers.0.*+layers.1.*"] = ()
+    skip: Annotated[tuple[str, ...], "sites to leave as they are"] = ()
+
+    def __post_init__(self) -> None:
+        if self.bits == 4 and self.activations in ("dynamic", "rows"):
+            raise ValueError("4-bit weights have no kernel for quantized activations: leave activations=none")
+
+    def propose(self, site: Site, program: Program, context: PassContext) -> Replacement | Refusal:
+        """The first rung of the site's ladder, or why there is none."""
+        reason = self._left_out(site) or _unfit(site, program)
+        if reason is not None:
+            return Refusal(reason, site.output.name, site.name, site.kind)
+        if site.kind == "embedding":
+            return self._table(site, program.weight(site.bindings["weight"]))
+        return self._linear(_layer(site, program, self._statistics(site, program, context)))
+
+    def _left_out(self, site: Site) -> str | None:
+        if self.sites and not any(fnmatchcase(site.name, wanted) for wanted in self.sites):
+            return f"sites={'+'.join(self.sites)} leaves it out"
+        if any(fnmatchcase(site.name, unwanted) for unwanted in self.skip):
+            return f"skip={'+'.join(self.skip)} leaves it out"
+        if site.kind == "embedding" and self.embeddings is None:
+            return "embeddings=none leaves it out"
+        return None
+
+    def _statistics(self, site: Site, program: Program, context: PassContext) -> ActivationStatistics | None:
+        if self.rounding == "nearest":
+            return None
+        linear = [found for found in find_sites(program, ("linear",)) if isinstance(found, Site)]
+        return cached_statistics(program, site.inputs[0], [found.inputs[0] for found in linear], context.data)
+
+    def _linear(self, layer: LinearWeights) -> Replacement:
+        if self.bits == 4 or self.activations == "none":
+            return self._blocks(layer, self.bits, self.group)
+        if self.activations == "rows" or (self.activations == "auto" and wants_row_scales(layer)):
+            return self._row_scaled(layer)
+        module = dynamic_int8_linear(layer, self.clip, self.rounding)
+        note = f"int8 weights, dynamic int8 activations{_rounded(self.rounding, layer)}"
+        return Replacement(module, note, gentler=lambda: self._row_scaled(layer))
+
+    def _row_scaled(self, layer: LinearWeights) -> Replacement:
+        module = row_scaled_int8_linear(layer, self.clip, self.rounding)
+        note = f"int8 weights, dynamic int8 activations with a scale a row{_rounded(self.rounding, layer)}"
+        return Replacement(module, note, gentler=lambda: self._blocks(layer, 8, GENTLE_BLOCK))
+
+    def _blocks(self, layer: LinearWeights, bits: int, group: int) -> Replacement:
+        block_size = min(group, block_at_least(layer.weight.shape[1]))
+        module = block_linear(layer, bits, block_size, self.clip, self.rounding)
+        note = f"{bits}-bit weights in blocks of {block_size}{_rounded(self.rounding, layer)}"
+        gentler = (lambda: self._blocks(layer, 8, group)) if bits == 4 else None
+        return Replacement(module, note, gentler=gentler)
+
+    def _table(self, site: Site, stored: Tensor) -> Replacement | Refusal:
+        assert self.embeddings is not None
+        try:
+            packed_width(stored.shape[1], self.embeddings)
+        except ValueError as error:
+            return Refusal(f"a row does not pack: {error}", site.output.name, site.name, site.kind)
+        module = quantized_table(stored.detach().float(), self.embeddings, self.clip, stored.dtype)
+        gentler = (lambda: replace(self, embeddings=8)._table(site, stored)) if self.embeddings < 8 else None
+        return Replacement(module, f"{self.embeddings}-bit table", gentler=gentler)
+
+
+def _unfit(site: Site, program: Program) -> str | None:
+    """Why no setting of the options would quantize this site."""
+    if site.kind == "convolution":
+        return "convolutions are not quantized yet"
+    name = site.bindings["weight"]
+    weight = program.weight(name)
+    if not weight.is_floating_point():
+        return f"its weight is {weight.dtype} already"
+    if weight.numel() < SMALLEST_SITE:
+        return f"{weight.numel()} weights are too few to be worth it"
+    others = _other_readers(site, program, weight)
+    if others:
+        return f"its weight {name} is shared with {', '.join(others)}"
+    if not bool(torch.isfinite(weight).all()):
+        return f"its weight {name} holds values that are not finite"
+    return None
+
+
+def _other_readers(site: Site, program: Program, weight: Tensor) -> list[str]:
+    """Names of nodes outside the site that read the same tensor, under this or another name."""
+    inside = {site.output, *site.nodes}
+    holders = [node for node in program.graph.find_nodes(op="get_attr") if node.target == site.bindings["weight"]]
+    for node in program.graph.find_nodes(op="get_attr"):
+        if isinstance(node.meta.get("val"), Tensor) and program.weight(node) is weight and node not in holders:
+            holders.append(node)
+    return [user.name for holder in holders for user in holder.users if user not in inside]
+
+
+def _layer(site: Site, program: Program, statistics: ActivationStatistics | None) -> LinearWeights:
+    weight = program.weight(site.bindings["weight"]).detach().float()
+    bias = site.bindings["bias"]
+    return LinearWeights(
+        weight.T.contiguous() if site.bindings["weight_transposed"] else weight,
+        None if bias is None else program.weight(bias),
+        statistics,
+    )
+
+
+def _rounded(rounding: Rounding, layer: LinearWeights) -> str:
+    if rounding == "compensated" and layer.statistics is None:
+        return ", rounded to nearest for want of calibration data"
+    return ""
+
+
+@hookimpl
+def register_passes() -> list[type[Pass]]:
+    return [Quantize]
+
+
+@hookimpl
+def register_pipelines() -> dict[str, str]:
+    return {
+        "int8": "canonicalize,fuse,smooth,quantize",
+        "int4": "canonicalize,fuse,quantize:bits=4",
+    }
