@@ -53,17 +53,24 @@ def measure_footprint(path: Path, inputs: Mapping[str, np.ndarray[Any, Any]], th
         file = Path(scratch) / "inputs.npz"
         write_tensors(file, inputs)
         command = [sys.executable, "-m", "compiler.runtime.footprint", str(path.resolve()), str(file)]
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+        found = _output_of(f"measuring the memory of {path.name}", command + ([str(threads)] if threads else []))
+    return Footprint(**json.loads(found))
+
+
+def _output_of(doing: str, command: list[str]) -> str:
+    """What a process with this one's import path prints. Raises CompilerError with its last words when it fails."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(entry for entry in sys.path if entry)}
+    hint = "Is there enough memory for a second copy of the model?"
+    try:
         done = subprocess.run(
-            command + ([str(threads)] if threads else []),
-            capture_output=True, text=True, timeout=TIME_LIMIT_SECONDS, env=environment, check=False,
-        )  # fmt: skip
-    if done.returncode != 0:
-        problem = (done.stderr.strip().splitlines() or ["the process ended"])[-1]
-        raise CompilerError(
-            f"measuring the memory of {path.name}", problem, "Is there enough memory for a second copy?"
+            command, capture_output=True, text=True, timeout=TIME_LIMIT_SECONDS, env=environment, check=False
         )
-    return Footprint(**json.loads(done.stdout))
+    except subprocess.TimeoutExpired:
+        raise CompilerError(doing, f"it did not finish in {TIME_LIMIT_SECONDS} seconds", hint) from None
+    if done.returncode != 0:
+        problem = (done.stderr.strip().splitlines() or [f"the process ended with code {done.returncode}"])[-1]
+        raise CompilerError(doing, problem, hint)
+    return done.stdout
 
 
 def resident_bytes() -> int | None:

@@ -17,6 +17,7 @@ from small_artifact import write_bag_of_words, write_linear
 from compiler.errors import CompilerError
 from compiler.runtime.bench import BenchOptions, Spread, bench, bench_inputs
 from compiler.runtime.contenders import Arrays, Contender, contender
+from compiler.runtime.footprint import measure_footprint
 from compiler.runtime.manifest import read_manifest
 
 QUICK = {"rounds": 4, "calls": 2, "warmup": 1}
@@ -96,6 +97,13 @@ def test_sides_that_cannot_run_are_refused(linear: Path, tmp_path: Path) -> None
     for path in (tmp_path / "none", tmp_path / "none.onnx"):
         with pytest.raises(CompilerError, match=r"is no artifact and no \.onnx file"):
             contender(path)
+
+
+def test_a_model_that_cannot_be_opened_in_a_process_of_its_own_says_why(linear: Path, tmp_path: Path) -> None:
+    shutil.copytree(linear, tmp_path / "copy")
+    (tmp_path / "copy" / "run.py").unlink()
+    with pytest.raises(CompilerError, match=r"measuring the memory of copy: opening artifact .*run\.py is missing"):
+        measure_footprint(tmp_path / "copy", {"x": np.ones((1, 8), np.float32)}, None)
 
 
 @given(values=st.lists(st.floats(min_value=1e-6, max_value=1e3), min_size=1, max_size=30))
