@@ -1,0 +1,62 @@
+"""Reports to look at: a real compile's, and one whose every text is hostile."""
+
+from __future__ import annotations
+
+from typing import Any
+
+HOSTILE = "<script>document.title='owned'</script>\"'><img src=x onerror=\"document.title='owned'\">&amp;{{7*7}}"
+
+
+def fidelity(
+    mean: float, worst: float, *, top1: float | None = None, neighbours: float | None = 0.9375
+) -> dict[str, Any]:
+    """As `fidelity_document` gives it."""
+    return {
+        "mean_cosine": mean, "worst_cosine": worst, "largest_error": 0.02, "row_count": 64,
+        "top1_agreement": top1, "neighbour_agreement": neighbours, "drop": 1 - mean,
+    }  # fmt: skip
+
+
+def evidence(mean: float, weight_bytes: int) -> dict[str, Any]:
+    """As `Evidence.to_json` gives it."""
+    return {
+        "fidelity": fidelity(mean, mean - 0.01), "weight_bytes": weight_bytes, "flops": 2_800_000_000,
+        "seconds": 4.25, "peak_memory_bytes": 900_000_000, "probes": {},
+    }  # fmt: skip
+
+
+def report(text: str = "encoder", site_count: int = 40) -> dict[str, Any]:
+    """A report with every part, where each name and reason is or starts with `text`."""
+    states = ("grafted", "softened", "returned", "refused")
+    sites = [
+        {
+            "pass": text, "site": f"{text}.layer.{index}.attention.output.dense", "kind": text,
+            "state": states[index % 4], "note": text, "drop": index * 1e-4 if index % 4 < 3 else None,
+        }
+        for index in range(site_count)
+    ]  # fmt: skip
+    passes = [
+        {
+            "name": text, "text": f"{text}:bits={index}", "make": make, "changed_count": 3, "notes": [text],
+            "states": {} if make == "rewrite" else {"grafted": 30, "softened": 4, "returned": 3, "refused": 3},
+            "evidence": evidence(1.0 - 0.001 * index, 90_000_000 // (index + 1)),
+        }
+        for index, make in enumerate(("rewrite", "rewrite", "graft"))
+    ]  # fmt: skip
+    spread = {"median": 0.0051, "lower": 0.005, "upper": 0.0056}
+    return {
+        "format": "regraft report 1", "regraft": "0.1.0",
+        "model": {"source": text, "role": text, "inputs": [f"{text}: int64[batch, sequence]"], "outputs": [text]},
+        "backend": text, "target": text, "runtime": {"name": text, "requires": {text: "1"}},
+        "data": {"name": text, "shipped": True, "sample_count": 64},
+        "before": {"weight_bytes": 90_900_000, "flops": 2_800_000_000,
+                   "bytes_by_kind": {"linear": 42_000_000, "embedding": 48_000_000, "norm": 900_000}},
+        "after": {"weight_bytes": 22_700_000, "flops": 2_800_000_000, "payload_bytes": 22_800_000,
+                  "bytes_by_kind": {"linear": 10_600_000, "embedding": 12_000_000, "other": 100_000},
+                  "fidelity": fidelity(0.9981, 0.991)},
+        "payload": fidelity(0.998, 0.99), "max_drop": 0.0025, "passes": passes, "sites": sites,
+        "latency": {"shapes": {text: [1, 128]}, "rounds": 15,
+                    "sides": [{"name": text, **spread}, {"name": "torch", "median": 0.024, "lower": 0.02, "upper": 0.03}]},
+        "kernels": {text: 36, "LayerNormalization": 13}, "recipe": f'model = "{text}"\n',
+        "seconds": 31.5, "peak_memory_bytes": 1_100_000_000, "notes": [text],
+    }  # fmt: skip
