@@ -14,14 +14,13 @@ from torch import Tensor
 
 from compiler.errors import CompilerError
 from compiler.frontends import Frontend, LoadOptions
-from compiler.frontends.dynamic_dims import default_dynamic_dims
 from compiler.frontends.input_texts import stated_examples, stated_inputs
 from compiler.frontends.safetensors_files import check_safetensors, found_pickle, has_safetensors
 from compiler.frontends.sentence_pooling import read_sentence_pooling
 from compiler.frontends.tokenizer_files import tokenizer_of_folder
 from compiler.frontends.torch_export import capture
 from compiler.frontends.traced_module import Readout
-from compiler.frontends.transformers_inputs import example_inputs
+from compiler.frontends.transformers_inputs import dynamic_dims, example_inputs
 from compiler.frontends.transformers_model import build_model, model_class, read_config, refuse_missing, role_of
 from compiler.frontends.transformers_offline import transformers_offline
 from compiler.hookspecs import hookimpl
@@ -67,7 +66,7 @@ def captured(
     role = role_of(model)
     stated = stated_inputs(options.inputs)
     given = {} if stated and model.main_input_name in stated else example_inputs(doing, model, role)
-    dynamic = {**default_dynamic_dims(given), **{name: one.dynamic for name, one in stated.items()}}
+    dynamic = {**dynamic_dims(given), **{name: one.dynamic for name, one in stated.items()}}
     program = capture(
         model,
         {**given, **stated_examples(stated)},

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from compiler.errors import CompilerError
+from compiler.frontends.dynamic_dims import default_dynamic_dims
 
 BATCH, TOKENS, DECODER_TOKENS = 2, 9, 6
 SAMPLES, PIXELS = 16000, 224
@@ -18,9 +19,8 @@ def example_inputs(doing: str, model: Any, role: str) -> dict[str, Tensor]:
     """What `model.forward` needs, by argument name, after its config. Raises when its main input is not known."""
     generator = torch.Generator().manual_seed(0)
     accepted = inspect.signature(model.forward).parameters
-    text, vision, audio = model.config, model.config, model.config
-    text = getattr(text, "text_config", text)
-    vision = getattr(vision, "vision_config", vision)
+    text = getattr(model.config, "text_config", model.config)
+    vision = getattr(model.config, "vision_config", model.config)
     inputs: dict[str, Tensor] = {}
     main = model.main_input_name
     if main == "input_ids":
@@ -30,8 +30,8 @@ def example_inputs(doing: str, model: Any, role: str) -> dict[str, Tensor]:
     if main == "pixel_values" or (main == "input_ids" and "pixel_values" in accepted and vision is not model.config):
         inputs["pixel_values"] = _pixels(vision, generator)
     if main == "input_features":
-        frames = 2 * getattr(audio, "max_source_positions", SAMPLES // 320)
-        inputs["input_features"] = torch.randn(BATCH, audio.num_mel_bins, frames, generator=generator)
+        frames = 2 * getattr(model.config, "max_source_positions", SAMPLES // 320)
+        inputs["input_features"] = torch.randn(BATCH, model.config.num_mel_bins, frames, generator=generator)
     if main == "input_values":
         inputs["input_values"] = torch.randn(BATCH, SAMPLES, generator=generator)
     if not inputs:
@@ -41,6 +41,14 @@ def example_inputs(doing: str, model: Any, role: str) -> dict[str, Tensor]:
         size = (BATCH, DECODER_TOKENS)
         inputs["decoder_input_ids"] = _token_ids(text, size, generator)
     return {name: tensor for name, tensor in inputs.items() if name in accepted}
+
+
+def dynamic_dims(inputs: dict[str, Tensor]) -> dict[str, dict[int, str]]:
+    """The usual dims, and a count of its own for the images of a model that compares images with texts."""
+    dims = default_dynamic_dims(inputs)
+    if "input_ids" in inputs and "pixel_values" in inputs:
+        dims["pixel_values"] = {0: "images"}
+    return dims
 
 
 def _token_inputs(config: Any, generator: torch.Generator) -> dict[str, Tensor]:

@@ -25,6 +25,10 @@ ROLES = (
 """The role by how the architecture's name ends; the first that fits."""
 
 
+EXPERTS = "batched_mm"
+"""How mixtures of experts multiply: the form of matrix products alone, which every runtime has."""
+
+
 def role_of(model: Any) -> str:
     """What the model is for, as far as its class and config say."""
     if getattr(model.config, "is_encoder_decoder", False):
@@ -82,6 +86,8 @@ def build_model(doing: str, source: Path, cls: Any, config: Any, **reading: Any)
     the checkpoint holds weights of parts of the model that the config does not have.
     """
     attention = "sdpa" if getattr(cls, "_supports_sdpa", True) else "eager"
+    if getattr(config, "num_local_experts", None) or getattr(config, "num_experts", None):
+        reading["experts_implementation"] = EXPERTS
     try:
         model, found = cls.from_pretrained(
             source,

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from compiler.errors import CompilerError
 from compiler.frontends import LoadOptions, load_model
 from compiler.frontends.dynamic_dims import resized
+from compiler.frontends.module_outputs import named_tensors
 from compiler.frontends.transformers_folder import TransformersFolder
 from compiler.program import Dimension, Program
 
@@ -57,11 +58,25 @@ MODELS: dict[str, Callable[[], Any]] = {
         decoder_start_token_id=1,
     ),
     "vit": lambda: tiny("ViTForImageClassification", **TINY, image_size=16, patch_size=8, num_labels=3),
+    "clip": lambda: tiny(
+        "CLIPModel",
+        text_config={**TEXT, "eos_token_id": 2, "bos_token_id": 1, "pad_token_id": 0},
+        vision_config={**TINY, "image_size": 16, "patch_size": 8},
+        projection_dim=12,
+    ),
+    "mixtral": lambda: tiny("MixtralForCausalLM", **TEXT, num_key_value_heads=2, num_local_experts=4),
     "resnet": lambda: tiny(
         "ResNetForImageClassification", embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], num_labels=3
     ),
 }
-ROLES = {"llama": "causal-lm", "bert": "encoder", "t5": "seq2seq", "whisper": "seq2seq"}
+ROLES = {
+    "llama": "causal-lm",
+    "mixtral": "causal-lm",
+    "bert": "encoder",
+    "clip": "encoder",
+    "t5": "seq2seq",
+    "whisper": "seq2seq",
+}
 INPUTS = {
     "llama": "input_ids: int64[batch, sequence], attention_mask: int64[batch, sequence]",
     "bert": "input_ids: int64[batch, sequence], attention_mask: int64[batch, sequence]",
@@ -74,6 +89,11 @@ INPUTS = {
         " decoder_input_ids: int64[batch, decoder_sequence]"
     ),
     "whisper": "input_features: float32[batch, 8, 40], decoder_input_ids: int64[batch, decoder_sequence]",
+    "clip": (
+        "input_ids: int64[batch, sequence], attention_mask: int64[batch, sequence],"
+        " pixel_values: float32[images, 3, 16, 16]"
+    ),
+    "mixtral": "input_ids: int64[batch, sequence], attention_mask: int64[batch, sequence]",
     "vit": "pixel_values: float32[batch, 3, 16, 16]",
     "resnet": "pixel_values: float32[batch, 3, 224, 224]",
 }
@@ -97,7 +117,8 @@ def test_a_saved_model_comes_back_with_its_numbers(kind: str, tmp_path: Path):
     with torch.no_grad():
         expected = model(**inputs)
     for spec, found in zip(program.outputs, program.run(*inputs.values()), strict=True):
-        torch.testing.assert_close(found, expected[spec.name], rtol=0, atol=1e-5)
+        wanted = named_tensors(expected)[spec.name]
+        torch.testing.assert_close(found, wanted, rtol=0, atol=1e-5)
     assert set(program.weights()) <= set(dict(model.named_parameters()) | dict(model.named_buffers()))
 
 

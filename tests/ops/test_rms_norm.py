@@ -52,6 +52,7 @@ def test_gradients_of_one_side_only():
     torch.testing.assert_close(weight.grad, expected.grad)
 
 
+@pytest.mark.slow
 def test_schema_fake_and_autograd_agree():
     x, weight = torch.randn(2, 3, 4, requires_grad=True), torch.randn(4, requires_grad=True)
     torch.library.opcheck(torch.ops.regraft.rms_norm.default, (x, weight, 1e-5))
