@@ -7,13 +7,11 @@ from typing import Any
 HOSTILE = "<script>document.title='owned'</script>\"'><img src=x onerror=\"document.title='owned'\">&amp;{{7*7}}"
 
 
-def fidelity(
-    mean: float, worst: float, *, top1: float | None = None, neighbours: float | None = 0.9375
-) -> dict[str, Any]:
+def fidelity(mean: float, worst: float) -> dict[str, Any]:
     """As `fidelity_document` gives it."""
     return {
         "mean_cosine": mean, "worst_cosine": worst, "largest_error": 0.02, "row_count": 64,
-        "top1_agreement": top1, "neighbour_agreement": neighbours, "drop": 1 - mean,
+        "top1_agreement": None, "neighbour_agreement": 0.9375, "drop": 1 - mean,
     }  # fmt: skip
 
 
@@ -56,7 +54,7 @@ def report(text: str = "encoder", site_count: int = 40) -> dict[str, Any]:
                   "fidelity": fidelity(0.9981, 0.991)},
         "payload": fidelity(0.998, 0.99), "max_drop": 0.0025, "passes": passes, "sites": sites,
         "latency": {"shapes": {text: [1, 128]}, "rounds": 15,
-                    "sides": [{"name": text, **spread}, {"name": "torch", "median": 0.024, "lower": 0.02, "upper": 0.03}]},
+                    "sides": [{"name": text, **spread}, {**spread, "name": "torch"}]},
         "kernels": {text: 36, "LayerNormalization": 13}, "recipe": f'model = "{text}"\n',
         "seconds": 31.5, "peak_memory_bytes": 1_100_000_000, "notes": [text],
     }  # fmt: skip
