@@ -1,0 +1,85 @@
+"""What the graph passes change, and that ONNX Runtime's optimizer leaves it so."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from compiler.backends.onnx_runtime.graph_passes import GRAPH_PASSES
+from compiler.backends.onnx_runtime.translate import onnx_model
+from lowered_program import LoweredProgram, captured
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class _Block(nn.Module):
+    """One post-norm attention block with a padding mask; `twist` computes on the heads before they attend."""
+
+    def __init__(self, twist: bool = False) -> None:
+        super().__init__()
+        self.query, self.key, self.value, self.out = (nn.Linear(32, 32) for _ in range(4))
+        self.norm = nn.LayerNorm(32)
+        self.twist = twist
+
+    def forward(self, x: Tensor, attention_mask: Tensor) -> Tensor:
+        batch, tokens, _ = x.shape
+        heads = [p(x).view(batch, tokens, 4, 8).transpose(1, 2) for p in (self.query, self.key, self.value)]
+        if self.twist:
+            heads[0] = heads[0].cos()
+        mask = attention_mask[:, None, None, :] > 0
+        joined = F.scaled_dot_product_attention(*heads, attn_mask=mask).transpose(1, 2).reshape(batch, tokens, 32)
+        return self.norm(self.out(joined) + x)
+
+
+def _lower(block: _Block, folder: Path) -> LoweredProgram:
+    from compiler.frontends.torch_export import capture
+
+    dims = {0: "batch", 1: "sequence"}
+    inputs = {"x": torch.randn(2, 6, 32), "attention_mask": torch.ones(2, 6, dtype=torch.int64)}
+    program = capture(block.eval(), inputs, source="block", dynamic={"x": dims, "attention_mask": dims})
+    return LoweredProgram(program, folder)
+
+
+def test_attention_takes_heads_as_they_lie(tmp_path: Path) -> None:
+    kernels = _lower(_Block(), tmp_path).lowered.kernels
+    assert kernels["Attention"] == 1
+    assert "Transpose" not in kernels
+    assert "Reshape" not in kernels
+
+
+def test_attention_on_computed_heads_keeps_its_transposes(tmp_path: Path) -> None:
+    kernels = _lower(_Block(twist=True), tmp_path).lowered.kernels
+    assert kernels["Attention"] == 1
+    assert kernels["Transpose"] >= 3
+
+
+def test_residual_and_norm_stay_two_kernels(tmp_path: Path) -> None:
+    kernels = _lower(_Block(), tmp_path).lowered.kernels
+    assert kernels["LayerNormalization"] == 1
+    assert "SkipLayerNormalization" not in kernels
+
+
+@pytest.mark.parametrize("twist", [False, True])
+def test_numbers_with_padding_at_other_sizes(twist: bool, tmp_path: Path) -> None:
+    lowered = _lower(_Block(twist), tmp_path)
+    for batch, tokens in ((2, 6), (3, 11), (1, 2)):
+        mask = torch.ones(batch, tokens, dtype=torch.int64)
+        mask[-1, tokens // 2 :] = 0
+        assert lowered.largest_error(torch.randn(batch, tokens, 32), mask) < 1e-5
+
+
+def test_a_second_run_changes_nothing() -> None:
+    model = onnx_model(captured(_Residual(), x=torch.randn(2, 5, 8)))
+    for graph_pass in GRAPH_PASSES:
+        graph_pass(model.graph)
+    assert [graph_pass(model.graph) for graph_pass in GRAPH_PASSES] == [0] * len(GRAPH_PASSES)
+
+
+class _Residual(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear, self.norm = nn.Linear(8, 8), nn.LayerNorm(8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.linear(x) + x)
