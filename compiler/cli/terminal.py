@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 UNLIMITED_WIDTH = 10_000
 """Nothing is wrapped or cut where the output is no terminal."""
 
+NAME_WIDTH = 32
+"""The first column of a table keeps names up to this long on one line."""
+
 DETAIL_INTERVAL_SECONDS = 5.0
 """Where there is no spinner, details such as single sites are printed this seldom; stages always are."""
 
@@ -77,19 +80,24 @@ def show(stream: TextIO, renderables: Iterable[RenderableType]) -> None:
         console.print(renderable)
 
 
-def table(headers: Sequence[str], rows: Iterable[Sequence[str]], *, title: str | None = None) -> Table:
+def table(headers: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
     """A table of text; a header that starts with `>` marks a column of numbers."""
-    built = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left", pad_edge=False, padding=(0, 2, 0, 0))
-    for header in headers:
-        built.add_column(header.lstrip(">"), justify="right" if header.startswith(">") else "left", overflow="fold")
-    for row in rows:
-        built.add_row(*(Text(printable(cell)) for cell in row))
+    cells = [[printable(cell) for cell in row] for row in rows]
+    built = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    for index, header in enumerate(headers):
+        if header.startswith(">"):
+            built.add_column(header[1:], justify="right", no_wrap=True)
+        else:
+            longest = max((len(row[index]) for row in cells), default=0)
+            built.add_column(header, overflow="fold", min_width=min(longest, NAME_WIDTH if index == 0 else 0))
+    for row in cells:
+        built.add_row(*map(Text, row))
     return built
 
 
-def line(text: str, style: str = "") -> Text:
+def line(text: str) -> Text:
     """One line of text; it may have newlines."""
-    return Text("\n".join(map(printable, text.split("\n"))), style=style)
+    return Text("\n".join(map(printable, text.split("\n"))))
 
 
 def printable(text: str) -> str:

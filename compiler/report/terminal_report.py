@@ -27,7 +27,7 @@ def compile_summary(document: dict[str, Any]) -> list[RenderableType]:
 def _agreement_name(document: dict[str, Any]) -> tuple[str, str]:
     fidelity = document["after"]["fidelity"] or {}
     choosing = fidelity.get("top1_agreement") is not None
-    return ("top1_agreement", "top-1 kept") if choosing else ("neighbour_agreement", "neighbour kept")
+    return ("top1_agreement", "top-1") if choosing else ("neighbour_agreement", "neighbour")
 
 
 def _captured_row(document: dict[str, Any]) -> tuple[str, ...]:
@@ -47,7 +47,7 @@ def _captured_row(document: dict[str, Any]) -> tuple[str, ...]:
 def _pass_row(one: dict[str, Any], agreement: tuple[str, str]) -> tuple[str, ...]:
     evidence = one["evidence"]
     return (
-        one["text"],
+        one["name"],
         formats.states(one),
         *_fidelity_cells(evidence["fidelity"], agreement),
         formats.megabytes(evidence["weight_bytes"]),
