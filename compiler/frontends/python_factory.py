@@ -31,6 +31,9 @@ from compiler.program import Program
 
 NAMED = re.compile(r"(?P<place>.+\.py|[A-Za-z_][\w.]*):(?P<factory>[A-Za-z_]\w*)")
 
+FILE_PREFIX = "regraft_model_"
+"""Before the name under which a file is imported: dataclasses look it up, and it may not hide another module."""
+
 
 class PythonFactory(Frontend):
     """Runs a factory function and captures the module it returns."""
@@ -66,7 +69,8 @@ def _import_path(place: str) -> Iterator[None]:
     try:
         yield
     finally:
-        sys.path.remove(folder)
+        if folder in sys.path:
+            sys.path.remove(folder)
 
 
 def _imported(doing: str, place: str) -> ModuleType:
@@ -84,10 +88,11 @@ def _imported(doing: str, place: str) -> ModuleType:
     if not path.is_file():
         near = [entry.name for entry in path.parent.glob("*.py")] if path.parent.is_dir() else []
         raise CompilerError(doing, f"there is no file {place!r}", nearest_hint(path.name, near, "Check the path."))
-    spec = importlib.util.spec_from_file_location(path.stem, path)
+    spec = importlib.util.spec_from_file_location(f"{FILE_PREFIX}{path.stem}", path)
     assert spec is not None
     assert spec.loader is not None
     namespace = importlib.util.module_from_spec(spec)
+    sys.modules[namespace.__name__] = namespace
     try:
         spec.loader.exec_module(namespace)
     except Exception as error:

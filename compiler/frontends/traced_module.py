@@ -103,10 +103,12 @@ class TracedModule:
         """The least and greatest size (None: no limit) that the trace allows for every dim, over all inputs."""
         ranges: dict[str, tuple[int, int | None]] = {}
         for name, size in self._traced_sizes():
-            allowed = self.exported.range_constraints.get(size.node.expr) if isinstance(size, torch.SymInt) else None
+            if not isinstance(size, torch.SymInt):
+                continue
+            minimum, maximum = ranges.setdefault(name, (2, None))
+            allowed = self.exported.range_constraints.get(size.node.expr)
             if allowed is None:
                 continue
-            minimum, maximum = ranges.get(name, (2, None))
             upper = int(allowed.upper) if allowed.upper.is_Integer else None
             limits = [limit for limit in (maximum, upper) if limit is not None]
             ranges[name] = (max(minimum, int(allowed.lower)), min(limits) if limits else None)

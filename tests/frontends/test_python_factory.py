@@ -10,6 +10,10 @@ from compiler.frontends import LoadOptions, load_model
 from compiler.frontends.python_factory import PythonFactory
 
 MODELS = """
+from __future__ import annotations
+
+from dataclasses import dataclass
+
 import torch
 from torch import nn
 from neighbour import WIDTH
@@ -17,6 +21,13 @@ from neighbour import WIDTH
 def module():
     torch.manual_seed(0)
     return nn.Linear(WIDTH, 3)
+
+@dataclass
+class Settings:
+    width: int = WIDTH
+
+def from_settings():
+    return nn.Linear(Settings().width, 3), torch.ones(2, WIDTH)
 
 def with_tuple():
     return module(), (torch.ones(2, WIDTH),)
@@ -71,6 +82,10 @@ def test_a_factory_that_gives_example_inputs(models: Path, factory: str):
     expected = torch.nn.Linear(4, 3)
     x = torch.randn(5, 4)
     torch.testing.assert_close(program.run(x)[0], expected(x))
+
+
+def test_a_file_may_define_dataclasses(models: Path):
+    assert str(load(f"{models}:from_settings").outputs[0]) == "output: float32[batch, 3]"
 
 
 def test_inputs_that_the_user_states(models: Path):
