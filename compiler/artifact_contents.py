@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from compiler.artifact import ArtifactContents
+from compiler.model_name import model_name
 from compiler.program import Dimension, TensorSpec
 from compiler.runtime.manifest import DimensionRange, PassRecord, Scalar, TensorRecord
 
@@ -29,7 +30,7 @@ def artifact_contents(
     """Everything that goes into the artifact beside its payload and its reports."""
     golden = golden_batch(program, data)
     return ArtifactContents(
-        name=Path(program.source).name or program.source,
+        name=model_name(recipe.model),
         role=program.role,
         backend=recipe.backend,
         target=str(target),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -39,6 +38,7 @@ def compile_command(
     """Compile a model into an artifact."""
     from dataclasses import replace
 
+    from compiler.model_name import model_name
     from compiler.recipe import Recipe, parse_passes
 
     given: dict[str, Any] = {
@@ -83,11 +83,3 @@ def _compile(recipe: Recipe, folder: Path, allow_pickle: bool, shared: Shared) -
     document: dict[str, Any] = {"artifact": str(result.folder)}
     document |= json.loads((result.folder / REPORT_NAME).read_text(encoding="utf-8"))
     return Answer(document, shown=(line(str(result.folder)),), summary=tuple(compile_summary(document)))
-
-
-def model_name(model: str) -> str:
-    """A file name for what a model is called: the factory's name, or the path's last part without its ending."""
-    path, colon, factory = model.rpartition(":")
-    name = factory if colon and path and factory.isidentifier() else Path(model).expanduser().resolve().name
-    stem = re.sub(r"\.(pt2?|pth|gguf|onnx|safetensors)$", "", name)
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("-.") or "model"
