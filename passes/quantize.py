@@ -118,7 +118,7 @@ class Quantize(Graft):
             packed_width(stored.shape[1], self.embeddings)
         except ValueError as error:
             return Refusal(f"a row does not pack: {error}", site.output.name, site.name, site.kind)
-        module = quantized_table(stored.detach().float(), self.embeddings, self.clip, stored.dtype)
+        module = quantized_table(stored.detach(), self.embeddings, self.clip, stored.dtype)
         gentler = (lambda: replace(self, embeddings=8)._table(site, stored)) if self.embeddings < 8 else None
         return Replacement(module, f"{self.embeddings}-bit table", gentler=gentler)
 

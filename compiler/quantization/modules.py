@@ -68,7 +68,7 @@ class BlockQuantizedLinear(nn.Module):
         """codes [out, blocks, block_size] on an unsigned grid with scale and zero [out, blocks, 1]."""
         super().__init__()
         self.bits, self.block_size = bits, codes.shape[-1]
-        self.register_buffer("weight", pack_codes(codes.to(torch.int32), bits).contiguous())
+        self.register_buffer("weight", pack_codes(codes, bits).contiguous())
         self.register_buffer("scales", grid.scale[..., 0].float().contiguous())
         packed = pack_zero_points(grid.zero[..., 0].to(torch.int32), bits) if zero_points else None
         self.register_buffer("zero_points", packed)
@@ -88,12 +88,12 @@ class QuantizedEmbedding(nn.Module):
     weight: Tensor
     scales: Tensor
 
-    def __init__(self, codes: Tensor, grid: Grid, bits: int, block_size: int, dtype: torch.dtype) -> None:
-        """codes [vocabulary, width] on an unsigned grid with scale [vocabulary, blocks, 1]; rows come back as dtype."""
+    def __init__(self, codes: Tensor, scales: Tensor, bits: int, block_size: int, dtype: torch.dtype) -> None:
+        """codes [vocabulary, width] around 2 ** (bits - 1), scales [vocabulary, blocks]; rows come back as dtype."""
         super().__init__()
         self.bits, self.block_size = bits, block_size
-        self.register_buffer("weight", pack_codes(codes.to(torch.int32), bits).contiguous())
-        self.register_buffer("scales", grid.scale[..., 0].to(dtype).contiguous())
+        self.register_buffer("weight", pack_codes(codes, bits).contiguous())
+        self.register_buffer("scales", scales.to(dtype).contiguous())
 
     def forward(self, indices: Tensor) -> Tensor:
         """indices [...] to rows [..., width]."""

@@ -22,13 +22,16 @@ def packed_width(count: int, bits: int) -> int:
 def pack_codes(codes: Tensor, bits: int) -> Tensor:
     """Codes [..., count], each in 0 to 2**bits - 1, as uint8 [..., count * bits / 8]."""
     packed_width(codes.shape[-1], bits)
+    codes = codes.to(torch.uint8)
     if bits == 8:
-        return codes.to(torch.uint8)
+        return codes
     if bits == 6:
         return torch.cat([pack_codes(codes >> 2, 4), pack_codes(codes & 3, 2)], dim=-1)
     per_byte = 8 // bits
-    grouped = codes.to(torch.uint8).reshape(*codes.shape[:-1], -1, per_byte)  # [..., bytes, per_byte]
-    return torch.sum(grouped << _shifts(bits, codes), -1, dtype=torch.uint8)
+    packed = codes[..., ::per_byte].clone()
+    for place in range(1, per_byte):
+        packed |= codes[..., place::per_byte] << (bits * place)
+    return packed
 
 
 def unpack_codes(packed: Tensor, bits: int) -> Tensor:
@@ -38,8 +41,8 @@ def unpack_codes(packed: Tensor, bits: int) -> Tensor:
     if bits == 6:
         high, low = six_bit_planes(packed)
         return (unpack_codes(high, 4) << 2) | unpack_codes(low, 2)
-    codes = torch.bitwise_and(packed[..., None] >> _shifts(bits, packed), 2**bits - 1)
-    return codes.flatten(-2)
+    shifts = torch.arange(0, 8, bits, dtype=torch.uint8, device=packed.device)
+    return torch.bitwise_and(packed[..., None] >> shifts, 2**bits - 1).flatten(-2)
 
 
 def six_bit_planes(packed: Tensor) -> tuple[Tensor, Tensor]:
@@ -57,7 +60,3 @@ def pack_zero_points(zero_points: Tensor, bits: int) -> Tensor:
 def unpack_zero_points(packed: Tensor, bits: int, blocks: int) -> Tensor:
     """The zero points uint8 [rows, blocks] of `packed`."""
     return unpack_codes(packed, bits)[..., :blocks]
-
-
-def _shifts(bits: int, like: Tensor) -> Tensor:
-    return torch.arange(0, 8, bits, dtype=torch.uint8, device=like.device)

@@ -26,6 +26,8 @@ TOLERATED_NOISE = 1.2e-4
 WORTHWHILE_GAIN = 4.0
 """How many times less noise scales for rows must add."""
 TABLE_BLOCK_AT_4_BITS = 32
+TABLE_ROWS_AT_ONCE = 2048
+"""Keeps what a search for scales needs in the cache, and memory low for large vocabularies."""
 
 
 @dataclass(frozen=True)
@@ -84,10 +86,14 @@ def quantized_table(table: Tensor, bits: int, clip: Clip, dtype: torch.dtype) ->
     width = table.shape[1]
     block_size = TABLE_BLOCK_AT_4_BITS if bits == 4 else block_at_least(width)
     per_scale = min(block_size, width)
-    padded = torch.nn.functional.pad(table, (0, -width % per_scale))
-    blocks = padded.reshape(len(padded), -1, per_scale)  # [vocabulary, blocks, per_scale]
-    grid = lopsided_grid(blocks, bits, clip)
-    return QuantizedEmbedding(grid.codes(blocks).flatten(1)[:, :width], grid, bits, block_size, dtype)
+    codes, scales = [], []
+    for part in torch.split(table, TABLE_ROWS_AT_ONCE):
+        padded = torch.nn.functional.pad(part.float(), (0, -width % per_scale))
+        blocks = padded.reshape(len(part), -1, per_scale)  # [rows, blocks, per_scale]
+        grid = lopsided_grid(blocks, bits, clip)
+        codes.append(grid.codes(blocks).flatten(1)[:, :width].to(torch.uint8))
+        scales.append(grid.scale[..., 0])  # [rows, blocks]
+    return QuantizedEmbedding(torch.cat(codes), torch.cat(scales), bits, block_size, dtype)
 
 
 def block_at_least(width: int) -> int:
