@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import resource
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+import compiler.ops.dynamic_quantized_linear
+import compiler.ops.quantized_linear  # noqa: F401  (both define operators that are counted below)
 from compiler.program import storage_bytes
 
 if TYPE_CHECKING:
@@ -27,10 +31,16 @@ def flops(program: Program) -> int:
     A quantized product counts as much as the float one that it stands for: FLOPs measure structure, bytes measure
     storage.
     """
-    counter = FlopCounterMode(display=False)
+    products = (torch.ops.regraft.dynamic_quantized_linear, torch.ops.regraft.quantized_linear)
+    counter = FlopCounterMode(display=False, custom_mapping=dict.fromkeys(products, _product_flops))
     with torch.no_grad(), counter:
         program.graph_module(*program.example_inputs)
     return int(counter.get_total_flops())
+
+
+def _product_flops(x_shape: Sequence[int], *others: Any, out_shape: Sequence[int], **options: Any) -> int:
+    """A product of x [..., in] with a weight, whatever it is stored as, that gives [..., out]."""
+    return 2 * math.prod(out_shape) * x_shape[-1]
 
 
 def peak_memory_bytes() -> int:
