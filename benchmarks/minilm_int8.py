@@ -4,7 +4,7 @@
 
 ARTIFACT is what `compile CHECKPOINT --passes int8 -o ARTIFACT` wrote. Sides: Regraft's artifact through its own
 runtime; ONNX Runtime's dynamic int8 after its transformer optimizer; OpenVINO int8 by NNCF where an interpreter has it;
-torch eager float32. Each is set up as its documentation says and runs in a process of its own, idle while the others run.
+torch eager float32. Each is set up as its documentation says, in a process of its own that idles while others run.
 Fidelity is taken one text at a time on 64 texts of Python's own help, which no side was calibrated on; the reference is
 torch. The tables go to the terminal and to benchmarks/results/.
 """

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from compiler.backend import Backend, Lowered
+from compiler.errors import CompilerError
 from compiler.hookspecs import hookimpl
 
 if TYPE_CHECKING:
@@ -32,17 +33,17 @@ class OnnxRuntime(Backend):
 
     def refuses(self, program: Program, target: Target) -> str | None:
         """Targets without a processor's kernels, dtypes without kernels, operators that cannot be written."""
-        from compiler.backends.onnx_runtime.translate import untranslatable
+        from compiler.backends.onnx_runtime.translate import writable_program
 
         if target.name not in self.targets:
             return f"it serves {', '.join(self.targets)}, not {target.name}"
         for spec in (*program.inputs, *program.outputs):
             if spec.dtype in UNSERVED_TYPES:
                 return f"{spec.name} is {spec.dtype}: {UNSERVED_TYPES[spec.dtype]}"
-        missing = untranslatable(program)
-        if missing:
-            listed = ", ".join(f"{name} (at {node})" for name, node in missing.items())
-            return f"these operators have no translation to ONNX: {listed}"
+        try:
+            writable_program(program)
+        except CompilerError as error:
+            return error.problem + (f" (at {error.node})" if error.node else "")
         return None
 
     def lower(self, program: Program, target: Target, folder: Path) -> Lowered:

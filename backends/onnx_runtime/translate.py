@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -44,21 +45,11 @@ def _versions(graph: ir.Graph) -> tuple[int, int]:
     return (25, 13) if stored & {ir.DataType.UINT2, ir.DataType.INT2} else (OPSET, IR_VERSION)
 
 
-def untranslatable(program: Program) -> dict[str, str]:
-    """Operators with neither a translation nor a decomposition, each with the name of a node."""
-    translations = load_all()
-    decompositions = torch.export.default_decompositions()
-    found: dict[str, str] = {}
-    for node in _missing(program, translations):
-        name = operator_name(node)
-        composite = isinstance(node.target, torch._ops.OpOverload) and node.target._can_decompose()
-        if not composite and node.target not in decompositions and not mutates(node):
-            found.setdefault(name, node.name)
-    return found
-
-
 def writable_program(program: Program) -> Program:
-    """The Program itself where every node can be written, otherwise one with only the unknown operators decomposed."""
+    """The Program itself where every node can be written, otherwise one with only the unknown operators decomposed.
+
+    Raises CompilerError naming an operator that has neither a translation nor such a decomposition.
+    """
     translations = load_all()
     missing = _missing(program, translations)
     if any(mutates(node) for node in missing):
@@ -70,7 +61,9 @@ def writable_program(program: Program) -> Program:
     known = torch.export.default_decompositions()
     unknown = {node.target for node in missing}
     table = {target: rule for target, rule in known.items() if target in unknown}
-    exported = program.export().run_decompositions(table)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*LeafSpec.*", category=FutureWarning)  # torch, of its own classes
+        exported = program.export().run_decompositions(table)
     decomposed = replace(program, graph_module=plain_graph_module(exported))
     still = _missing(decomposed, translations)
     if still:

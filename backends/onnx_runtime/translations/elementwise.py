@@ -136,7 +136,7 @@ def mul(w: GraphWriter, node: fx.Node, x: Any, y: Any) -> ir.Value:
     return w.emit("And" if dtype == torch.bool else "Mul", w.tensor(x, dtype), w.tensor(y, dtype))
 
 
-@translates("aten.div.Tensor", "aten.div.Scalar")
+@translates("aten.div.Tensor", "aten.div.Scalar", "aten.true_divide.Tensor", "aten.true_divide.Scalar")
 def div(w: GraphWriter, node: fx.Node, x: Any, y: Any) -> ir.Value:
     dtype = result_type(node)
     return w.emit("Div", w.tensor(x, dtype), w.tensor(y, dtype))

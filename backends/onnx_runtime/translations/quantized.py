@@ -20,17 +20,24 @@ INT8_COMPUTE = 4
 def dynamic_quantized_linear(
     w: GraphWriter, node: fx.Node, x: fx.Node, weight: fx.Node, scales: fx.Node, bias: fx.Node | None
 ) -> ir.Value:
-    """x [..., in], weight int8 [in, out]: the form that ONNX Runtime fuses to DynamicQuantizeMatMul, or to
-    MatMulIntegerToFloat where several products share the quantization of x."""
+    """x [..., in], weight int8 [in, out]. Products of one x share its quantization; where there is only one product,
+    ONNX Runtime joins the two nodes to DynamicQuantizeMatMul."""
     activation = w.value(x)
     quantized, scale, zero_point = w.shared(
         ("DynamicQuantizeLinear", activation),
         lambda: w.emit_several("DynamicQuantizeLinear", activation, outputs=3),
     )
-    product = w.emit("MatMulInteger", quantized, w.value(weight), zero_point)
-    both_scales = w.emit("Mul", scale, w.value(scales))
-    value = w.emit("Mul", w.cast(product, torch.float32), both_scales)
-    return value if bias is None else w.emit("Add", value, w.value(bias))
+    return w.emit(
+        "MatMulIntegerToFloat",
+        quantized,
+        w.value(weight),
+        scale,
+        w.value(scales),
+        zero_point,
+        None,
+        w.value(bias) if bias is not None else None,
+        domain=MICROSOFT,
+    )
 
 
 @translates("regraft.quantized_linear.default")
