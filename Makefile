@@ -3,6 +3,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# mypy does not follow the checkout's __path__ arrangement: it is shown the layout of the wheel.
+TYPED := .mypy_cache/layout/compiler
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 export OMP_NUM_THREADS ?= 2
 export HF_HUB_OFFLINE = 1
@@ -37,7 +39,9 @@ check: $(VENV)/.installed-test lint  ## the fast loop
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy
+	mkdir -p $(TYPED)
+	ln -sfn $(CURDIR)/compiler/* $(CURDIR)/passes $(CURDIR)/backends $(CURDIR)/plugins $(TYPED)/
+	cd $(TYPED)/.. && $(CURDIR)/$(BIN)/mypy --config-file $(CURDIR)/pyproject.toml -p compiler
 
 format: $(VENV)/.installed-test
 	$(BIN)/ruff check --fix .
