@@ -14,7 +14,11 @@ END
 )
 
 step() {
-    printf '\n$ compile %s\n' "$*"
+    printf '\n$ compile'
+    for word in "$@"; do
+        case $word in *' '*) printf ' "%s"' "$word" ;; *) printf ' %s' "$word" ;; esac
+    done
+    printf '\n'
     "$bin/compile" "$@"
 }
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from compiler.plugins.store_half import StoreHalf
 from torch import nn
 
 from compiler.evidence.cost import weight_bytes
 from compiler.evidence.data import load_dataset
 from compiler.frontends.torch_export import capture
 from compiler.pipeline import Pipeline
+from compiler.plugins.store_half import StoreHalf
 from compiler.program import Program
 from compiler.rewriting import PassContext, PassResult
 from compiler.target import Target
