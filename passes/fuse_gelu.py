@@ -53,7 +53,7 @@ class FuseGelu(Rewrite):
                 refusals.append(found)
             elif found is not None:
                 x, output, approximate = found
-                named = {"approximate": approximate} if approximate != "none" else {}
+                named: dict[str, Any] = {"approximate": approximate} if approximate != "none" else {}
                 fused = insert_call(output, aten.gelu.default, x, **named)
                 changed.append(output.name)
                 replace(output, fused)
@@ -90,7 +90,7 @@ def _quick_gelu(node: fx.Node) -> Refusal | None:
     scaled = node.args[0]
     if not isinstance(scaled, fx.Node) or not is_call(scaled, *PRODUCTS):
         return None
-    x = next((item for item in scaled.args if has_tensor(item)), None)
+    x = next((item for item in scaled.args if isinstance(item, fx.Node) and has_tensor(item)), None)
     product = only_user(node)
     if x is None or product is None or not is_call(product, aten.mul.Tensor) or x not in product.args:
         return None
