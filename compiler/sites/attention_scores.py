@@ -24,12 +24,23 @@ from compiler.patterns import (
     permutation,
     same_size,
     scalar,
+    upstream,
     value,
 )
 
 PRODUCTS = frozenset({aten.matmul.default, aten.bmm.default, aten.baddbmm.default})
 SOFTMAXES = frozenset({aten.softmax.int, aten._softmax.default})
 PASSING = CASTS | COPIES | DROPOUTS | {aten.reshape.default, aten.view.default}
+SCORE_STEPS = PASSING | {
+    aten.add.Tensor,
+    aten.div.Tensor,
+    aten.masked_fill.Scalar,
+    aten.mul.Tensor,
+    aten.sub.Tensor,
+    aten.tanh.default,
+    aten.where.ScalarOther,
+    aten.where.self,
+}
 
 
 class NearMissError(Exception):
@@ -119,13 +130,9 @@ def four_dimensional(node: fx.Node, role: str) -> fx.Node:
 
 def _leads_to_product(node: Any) -> bool:
     """Whether scaling, masking or capping leads from a product of activations to `node`."""
-    if is_call(node, *PRODUCTS):
-        return True
-    if is_call(node, *PASSING, aten.tanh.default, aten.div.Tensor, aten.masked_fill.Scalar):
-        return _leads_to_product(operands(node)[0])
-    if is_call(node, aten.mul.Tensor, aten.add.Tensor, aten.sub.Tensor, aten.where.self, aten.where.ScalarOther):
-        return any(_leads_to_product(operand) for operand in operands(node))
-    return False
+    return isinstance(node, fx.Node) and any(
+        is_call(source, *PRODUCTS) for source in upstream(node, lambda found: not is_call(found, *SCORE_STEPS))
+    )
 
 
 def _step(node: fx.Node, scores: Scores) -> fx.Node:

@@ -26,6 +26,7 @@ from compiler.patterns import (
     upstream,
     value,
 )
+from compiler.program import attribute
 from compiler.sites.index_arithmetic import IndexExpression, index_expression
 
 
@@ -122,8 +123,26 @@ def _additive(node: fx.Node) -> Mask:
     return _opaque(node)
 
 
+def _stored(node: fx.Node) -> Mask | None:
+    """What a constant mask allows, as folding leaves one: everything, or the keys up to each token; otherwise None."""
+    if node.op != "get_attr" or node.graph.owning_module is None:
+        return None
+    mask = attribute(node.graph.owning_module, str(node.target))
+    if not isinstance(mask, torch.Tensor) or isinstance(mask, torch.nn.Parameter) or mask.dim() < 2:
+        return None
+    allowed = mask if mask.dtype == torch.bool else mask > torch.finfo(value(node).dtype).min
+    if mask.dtype != torch.bool and not bool((mask[allowed] == 0).all()):
+        return None
+    if bool(allowed.all()):
+        return Mask()
+    triangle = torch.ones(mask.shape[-2:], dtype=torch.bool).tril()
+    return Mask(highest=0) if _spans_both(node) and torch.equal(allowed, triangle.expand_as(allowed)) else None
+
+
 def _opaque(node: fx.Node) -> Mask:
     """A mask that index arithmetic does not explain: from an input or boolean it is padding, a floating one a bias."""
+    if (stored := _stored(node)) is not None:
+        return stored
     reads_input = any(
         source.op == "placeholder" for source in upstream(node, lambda source: is_call(source, aten.sym_size.int))
     )

@@ -121,6 +121,31 @@ def test_index_arithmetic_is_understood(build: Callable[[Tensor], Tensor], mask:
 
 
 @pytest.mark.parametrize(
+    ("constant", "mask"),
+    [
+        (torch.ones(1, 1, 6, 1, dtype=torch.bool), Mask()),
+        (torch.ones(6, 6, dtype=torch.bool).tril(), Mask(highest=0)),
+        (torch.zeros(6, 6), Mask()),
+        (torch.full((6, 6), LOWEST).triu(1), Mask(highest=0)),
+        (torch.ones(6, 6, dtype=torch.bool).tril(-1), Mask(padding=True)),
+        (torch.ones(6, 6).tril(), Mask(bias=True)),
+        ((torch.arange(6) > 2)[:, None], Mask(padding=True)),
+    ],
+)
+def test_constants_that_folding_left_are_looked_at(constant: Tensor, mask: Mask):
+    class Module(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("mask", constant)
+
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            return x * 2, self.mask.expand(*constant.shape[:-2], 6, 6)
+
+    program = canonical(Module(), x=torch.randn(2))
+    assert describe_mask(program.output_node().args[0][1]) == mask
+
+
+@pytest.mark.parametrize(
     ("build", "kind"),
     [
         pytest.param(lambda x: causal(x) & (x > 0), "causal+padding", id="padding beside causal"),

@@ -15,6 +15,8 @@ from rewrite_checks import context_of
 from torch import Tensor
 
 from compiler.program import Program
+from compiler.registry import Registry
+from compiler.rewriting import Rewrite
 from compiler.sites import KINDS, Refusal, Site, find_sites
 
 LARGER = (3, 17)
@@ -176,3 +178,18 @@ def test_masks_that_are_only_causal_become_a_flag():
         flagged = [site for site in sites(fused(name), "attention") if site.bindings["is_causal"]]
         assert [site.name for site in flagged] == ["decoder.layers.0.self_attn", "decoder.layers.1.self_attn"]
         assert all(len(site.inputs) == 3 for site in flagged)
+
+
+@pytest.mark.parametrize("name", ["vit", "gemma2", "gpt2", "bart", "t5", "resnet"])
+def test_sites_keep_their_names_through_every_shipped_rewrite(name: str):
+    registry = Registry(entry_points=False)
+    program = canonical(name).copy()
+    before = [(site.kind, site.name) for site in find_sites(program)]
+    for pass_name in [family for key in ("simplify", "fuse") for family in registry.pipelines()[key].split(",")]:
+        rewrite = registry.passes()[pass_name]()
+        assert isinstance(rewrite, Rewrite)
+        rewrite.rewrite(program, context_of(program))
+    after = [(site.kind, site.name) for site in find_sites(program)]
+    norms_gone = name == "resnet"  # batch norms are folded into the convolutions before them
+    assert after == [one for one in before if not (norms_gone and one[0] == "norm")]
+    assert all(len(site.inputs) == 3 for site in sites(program, "attention")) or name != "vit"
