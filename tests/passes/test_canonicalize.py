@@ -2,10 +2,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from compiler.passes.canonicalize import RULES, Canonicalize
 from rewrite_checks import captured, context_of, rewritten
 from torch import Tensor, nn
 
+from compiler.passes.canonicalize import RULES, Canonicalize
 from compiler.program import Program, plain_graph_module, tensor_spec
 
 ROUNDING = 1e-6

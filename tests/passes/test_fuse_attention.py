@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from compiler.passes.canonicalize import Canonicalize
-from compiler.passes.fuse_attention import FuseAttention
 from rewrite_checks import captured, rewritten
 from torch import Tensor, nn
 
+from compiler.passes.canonicalize import Canonicalize
+from compiler.passes.fuse_attention import FuseAttention
 from compiler.program import Program
 from compiler.sites import Site, find_sites
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from compiler.passes.canonicalize import Canonicalize
 from rewrite_checks import captured, context_of
 from torch import Tensor, nn
 
+from compiler.passes.canonicalize import Canonicalize
 from compiler.program import Program
 from compiler.sites import Refusal, Site, find_sites
 

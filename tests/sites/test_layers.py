@@ -186,8 +186,9 @@ def test_norms(module: nn.Module, x: Tensor, bindings: dict[str, object]):
 
 @pytest.mark.parametrize("module", [RmsNorm, GemmaNorm])
 def test_a_fused_norm_is_the_same_site(module: type[nn.Module]):
-    from compiler.passes.fuse_rms_norm import FuseRmsNorm
     from rewrite_checks import context_of
+
+    from compiler.passes.fuse_rms_norm import FuseRmsNorm
 
     program = canonical(Wrapped(norm=module()), x=torch.randn(2, 4))
     before = the_site(program, "norm").bindings

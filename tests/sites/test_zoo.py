@@ -9,11 +9,11 @@ from collections.abc import Sequence
 import pytest
 import torch
 import zoo
-from compiler.passes.canonicalize import Canonicalize
-from compiler.passes.fuse_attention import FuseAttention
 from rewrite_checks import context_of
 from torch import Tensor
 
+from compiler.passes.canonicalize import Canonicalize
+from compiler.passes.fuse_attention import FuseAttention
 from compiler.program import Program
 from compiler.registry import Registry
 from compiler.rewriting import Rewrite
