@@ -17,6 +17,7 @@ import platform
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,12 +39,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="regraft-benchmark-") as scratch:
         work = arguments.work or Path(scratch)
         work.mkdir(parents=True, exist_ok=True)
-        inputs = _write_inputs(checkpoint, work)
+        shapes = arguments.shape or SHAPES
+        inputs = _write_inputs(checkpoint, work, shapes)
         sides = _sides(arguments, checkpoint, work, console)
         try:
             latency = {
                 f"{batch} x {tokens}": measure_latency(sides, inputs["shapes"][batch, tokens], arguments.rounds)
-                for batch, tokens in SHAPES
+                for batch, tokens in shapes
             }
             fidelity = measure_fidelity(sides, inputs["texts"], work, reference="torch float32")
             memory = {side.name: side.ask({"do": "memory"}) for side in sides}
@@ -73,10 +75,18 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("artifact", type=Path)
     parser.add_argument("--checkpoint", type=Path, help="the folder it was compiled from; the packaged one if left out")
     parser.add_argument("--openvino-python", type=Path, help="an interpreter with openvino and nncf")
+    parser.add_argument(
+        "--shape", type=_shape, action="append", metavar="BATCHxTOKENS", help="as in 1x128; may be given again"
+    )
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=40)
     parser.add_argument("--work", type=Path, help="keep the peers' models here, and use those that are there")
     return parser.parse_args()
+
+
+def _shape(text: str) -> tuple[int, int]:
+    batch, tokens = text.split("x")
+    return int(batch), int(tokens)
 
 
 def _packaged_checkpoint() -> Path:
@@ -86,11 +96,11 @@ def _packaged_checkpoint() -> Path:
     return Path(spec.origin).parent / "model"
 
 
-def _write_inputs(checkpoint: Path, work: Path) -> dict[str, Any]:
+def _write_inputs(checkpoint: Path, work: Path, sizes: Sequence[tuple[int, int]]) -> dict[str, Any]:
     """Everything the sides read, as .npz files: timed shapes, held-out texts, calibration texts."""
     shapes = {}
-    row = token_row(checkpoint, max(tokens for _, tokens in SHAPES))
-    for batch, tokens in SHAPES:
+    row = token_row(checkpoint, max(tokens for _, tokens in sizes))
+    for batch, tokens in sizes:
         shapes[batch, tokens] = work / f"shape-{batch}-{tokens}.npz"
         ids = np.tile(row[:tokens], (batch, 1))
         np.savez(shapes[batch, tokens], input_ids=ids, attention_mask=np.ones_like(ids))

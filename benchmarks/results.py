@@ -9,8 +9,6 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-FIRST_SHAPE = "1 x 128"
-
 
 def write_results(record: dict[str, Any], folder: Path, console: Console) -> None:
     """Show `record` and write minilm_int8.json and minilm_int8.md into `folder`."""
@@ -33,7 +31,7 @@ def _summary(record: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     headings = [
         "side",
         *shapes,
-        f"least, {FIRST_SHAPE}",
+        f"least, {shapes[0]}",
         "mean cosine",
         "least cosine",
         "neighbour kept",
@@ -44,7 +42,7 @@ def _summary(record: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     for name, side in record["sides"].items():
         timed = [record["latency_ms"][shape][name] for shape in shapes]
         cells = [f"{one['median']:.2f} ({one['lower']:.2f} to {one['upper']:.2f})" for one in timed]
-        least = f"{record['latency_ms'][FIRST_SHAPE][name]['least']:.2f}"
+        least = f"{record['latency_ms'][shapes[0]][name]['least']:.2f}"
         fidelity = [f"{side[key]:.4f}" for key in ("mean_cosine", "least_cosine")]
         kept = f"{side['nearest_neighbour_kept']:.3f}"
         sizes = [f"{side['file_mb']:.1f}", f"{side['peak_memory_mb']:.0f}"]

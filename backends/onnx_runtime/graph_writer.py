@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx_ir as ir
 import torch
-from compiler.backends.onnx_runtime.size_expressions import size_value
 from torch import Tensor, fx
+
+from compiler.backends.onnx_runtime.size_expressions import size_value
 
 if TYPE_CHECKING:
     from compiler.program import Program, TensorSpec

@@ -12,6 +12,7 @@ from compiler.errors import CompilerError
 
 if TYPE_CHECKING:
     import onnx_ir as ir
+
     from compiler.backends.onnx_runtime.graph_writer import GraphWriter
 
 FOLDED = {"Add": "Add", "Mul": "Mul", "Max": "Max", "Min": "Min"}

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import onnx_ir as ir
 import torch
-from compiler.backends.onnx_runtime.graph_writer import MICROSOFT, GraphWriter
-from compiler.backends.onnx_runtime.translations import Translation, arguments, load_all, operator_name
 from torch import Tensor, fx
 
 from compiler.aliasing import make_functional, mutates
+from compiler.backends.onnx_runtime.graph_writer import MICROSOFT, GraphWriter
+from compiler.backends.onnx_runtime.translations import Translation, arguments, load_all, operator_name
 from compiler.errors import CompilerError
 from compiler.program import plain_graph_module
 

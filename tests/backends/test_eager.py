@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from compiler.backends.eager import Eager
 from torch import nn
 
+from compiler.backends.eager import Eager
 from compiler.frontends.torch_export import capture
 from compiler.target import Target
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import onnx_ir as ir
+
 from compiler.backends.onnx_runtime.graph_passes.attention_layout import absorb_head_transposes
 from compiler.backends.onnx_runtime.graph_passes.dead_nodes import remove_dead_nodes
 from compiler.backends.onnx_runtime.graph_passes.residual_sum import write_residuals_as_sum

@@ -6,11 +6,11 @@ from typing import Any
 
 import onnx_ir as ir
 import torch
+from torch import fx
+
 from compiler.backends.onnx_runtime.graph_writer import GraphWriter, known_size, same_size
 from compiler.backends.onnx_runtime.translations import translates
 from compiler.backends.onnx_runtime.translations.shapes import expanded, reshaped, shape_of
-from torch import fx
-
 from compiler.errors import CompilerError
 
 

@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 import torch
+from torch import fx
+
 from compiler.backends.onnx_runtime.graph_writer import GraphWriter, known_size
 from compiler.backends.onnx_runtime.translations import translates
 from compiler.backends.onnx_runtime.translations.shapes import shape_of
-from torch import fx
 
 
 def filled(w: GraphWriter, shape: Sequence[Any], fill: Any, dtype: torch.dtype) -> ir.Value:

@@ -7,10 +7,11 @@ from typing import Any
 
 import onnx_ir as ir
 import torch
+from torch import fx
+
 from compiler.backends.onnx_runtime.graph_writer import GraphWriter
 from compiler.backends.onnx_runtime.size_expressions import floor_division
 from compiler.backends.onnx_runtime.translations import translates
-from torch import fx
 
 
 def result_type(node: fx.Node) -> torch.dtype:

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 import torch
+from torch import Tensor, fx
+
 from compiler.backends.onnx_runtime.graph_writer import GraphWriter, known_size
 from compiler.backends.onnx_runtime.translations import operator_name, translates
 from compiler.backends.onnx_runtime.translations.elementwise import result_type
 from compiler.backends.onnx_runtime.translations.shapes import shape_of, transposed
-from torch import Tensor, fx
-
 from compiler.errors import CompilerError
 
 

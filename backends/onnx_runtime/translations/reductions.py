@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 import torch
+from torch import fx
+
 from compiler.backends.onnx_runtime.graph_writer import GraphWriter
 from compiler.backends.onnx_runtime.translations import translates
 from compiler.backends.onnx_runtime.translations.elementwise import result_type
-from torch import fx
 
 
 def _axes(w: GraphWriter, dims: Any) -> ir.Value | None:

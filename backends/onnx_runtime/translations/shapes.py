@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 import torch
-from compiler.backends.onnx_runtime.graph_writer import GraphWriter, known_size, same_size
-from compiler.backends.onnx_runtime.translations import translates
 from torch import fx
 
+from compiler.backends.onnx_runtime.graph_writer import GraphWriter, known_size, same_size
+from compiler.backends.onnx_runtime.translations import translates
 from compiler.errors import CompilerError
 
 

@@ -6,10 +6,11 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+from torch import fx
+
 from compiler.backends.onnx_runtime.graph_writer import GraphWriter
 from compiler.backends.onnx_runtime.size_expressions import floor_division
 from compiler.backends.onnx_runtime.translations import translates
-from torch import fx
 
 
 @translates("aten.sym_size.int")

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 import onnxruntime
-from compiler.backends.onnx_runtime import OnnxRuntime
 from torch import Tensor, nn
 
 from compiler.backend import Lowered
+from compiler.backends.onnx_runtime import OnnxRuntime
 from compiler.frontends.torch_export import capture
 from compiler.program import Program
 from compiler.target import Target

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 import zoo
-from compiler.backends.onnx_runtime import OnnxRuntime
 from lowered_program import CPU, LoweredProgram
+
+from compiler.backends.onnx_runtime import OnnxRuntime
 
 TOLERANCE = 2e-5
 

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from compiler.backends.onnx_runtime.kernels import require_real_kernels
 from lowered_program import LoweredProgram, captured
 from torch import Tensor, nn
 
@@ -16,6 +15,7 @@ import compiler.ops.dynamic_quantized_linear
 import compiler.ops.quantized_embedding
 import compiler.ops.quantized_linear
 import compiler.ops.rms_norm  # noqa: F401
+from compiler.backends.onnx_runtime.kernels import require_real_kernels
 from compiler.errors import CompilerError
 
 ops = torch.ops.regraft

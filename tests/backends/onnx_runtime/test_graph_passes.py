@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from compiler.backends.onnx_runtime.graph_passes import GRAPH_PASSES
-from compiler.backends.onnx_runtime.translate import onnx_model
 from lowered_program import LoweredProgram, captured
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from compiler.backends.onnx_runtime.graph_passes import GRAPH_PASSES
+from compiler.backends.onnx_runtime.translate import onnx_model
 
 
 class _Block(nn.Module):

@@ -7,10 +7,10 @@ from pathlib import Path
 import onnx
 import pytest
 import torch
-from compiler.backends.onnx_runtime import OnnxRuntime
 from lowered_program import CPU, LoweredProgram, captured
 from torch import Tensor, nn
 
+from compiler.backends.onnx_runtime import OnnxRuntime
 from compiler.errors import CompilerError
 from compiler.frontends.torch_export import capture
 from compiler.target import Target
