@@ -27,8 +27,9 @@ if TYPE_CHECKING:
 class CompileResult:
     """What a compile did, step by step; the reports are made from it.
 
-    `recipe` has every option spelled out. `captured` is the Program before any pass, `program` the finished one, `before` the evidence on the captured one,
-    `payload` that on the artifact itself (None where this machine cannot run it).
+    `recipe` has every option spelled out. `captured` is the Program before any pass, `program` the finished one,
+    `before` the evidence on the captured one, `payload` that on the artifact itself (None where this machine cannot
+    run it).
     """
 
     recipe: Recipe

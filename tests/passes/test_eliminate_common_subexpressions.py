@@ -2,11 +2,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from compiler.passes.eliminate_common_subexpressions import EliminateCommonSubexpressions
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rewrite_checks import captured, rewritten
 from torch import Tensor, nn
+
+from compiler.passes.eliminate_common_subexpressions import EliminateCommonSubexpressions
 
 
 class Twice(nn.Module):

@@ -1,10 +1,10 @@
 from __future__ import annotations
 
 import torch
-from compiler.passes.eliminate_dead_code import EliminateDeadCode
 from rewrite_checks import captured, rewritten
 from torch import Tensor, nn
 
+from compiler.passes.eliminate_dead_code import EliminateDeadCode
 from compiler.patterns import aten
 
 

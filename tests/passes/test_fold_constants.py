@@ -1,11 +1,12 @@
 from __future__ import annotations
 
 import torch
-from compiler.passes.fold_constants import FoldConstants
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rewrite_checks import captured, rewritten
 from torch import Tensor, nn
+
+from compiler.passes.fold_constants import FoldConstants
 
 
 class ScaledTranspose(nn.Module):

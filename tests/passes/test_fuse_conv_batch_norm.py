@@ -5,10 +5,10 @@ from collections.abc import Callable
 import pytest
 import torch
 import zoo
-from compiler.passes.fuse_conv_batch_norm import FuseConvBatchNorm
 from rewrite_checks import captured, rewritten
 from torch import Tensor, nn
 
+from compiler.passes.fuse_conv_batch_norm import FuseConvBatchNorm
 from compiler.patterns import aten
 
 TOLERANCE = 1e-5

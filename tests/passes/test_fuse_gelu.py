@@ -6,11 +6,11 @@ from collections.abc import Callable
 import pytest
 import torch
 import zoo
-from compiler.passes.canonicalize import Canonicalize
-from compiler.passes.fuse_gelu import FuseGelu
 from rewrite_checks import captured, rewritten
 from torch import Tensor, nn
 
+from compiler.passes.canonicalize import Canonicalize
+from compiler.passes.fuse_gelu import FuseGelu
 from compiler.patterns import aten
 from compiler.program import Program
 

@@ -3,11 +3,11 @@ from __future__ import annotations
 import pytest
 import torch
 import zoo
-from compiler.passes.canonicalize import Canonicalize
-from compiler.passes.fuse_rms_norm import FuseRmsNorm
 from rewrite_checks import captured, rewritten
 from torch import Tensor, nn
 
+from compiler.passes.canonicalize import Canonicalize
+from compiler.passes.fuse_rms_norm import FuseRmsNorm
 from compiler.program import Program
 
 WIDTH = 16

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from compiler.passes.quantize import Quantize
 from rewrite_checks import captured, context_of
 from torch import Tensor, nn
 
@@ -15,6 +14,7 @@ from compiler.errors import CompilerError
 from compiler.evidence.data import Dataset
 from compiler.grafting import apply_graft
 from compiler.options import build
+from compiler.passes.quantize import Quantize
 from compiler.program import Program
 from compiler.rewriting import PassContext, PassResult, Replacement
 from compiler.sites import Refusal, find_sites

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from compiler.passes.smooth import Smooth
 from rewrite_checks import captured, context_of, rewritten
 from torch import Tensor, nn
 
 from compiler.errors import CompilerError
 from compiler.evidence.data import Dataset
 from compiler.options import build
+from compiler.passes.smooth import Smooth
 from compiler.rewriting import PassContext
 from compiler.target import Target
 
