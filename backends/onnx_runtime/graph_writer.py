@@ -240,7 +240,8 @@ def known_size(size: Any) -> int | None:
     if isinstance(size, fx.Node):
         size = size.meta["val"]
     if isinstance(size, torch.SymInt):
-        return size.node.maybe_as_int()
+        known: int | None = size.node.maybe_as_int()
+        return known
     return int(size)
 
 

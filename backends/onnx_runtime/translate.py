@@ -58,7 +58,7 @@ def writable_program(program: Program) -> Program:
         missing = _missing(program, translations)
     if not missing:
         return program
-    known = torch.export.default_decompositions()
+    known: Any = torch.export.default_decompositions()
     unknown = {node.target for node in missing}
     table = {target: rule for target, rule in known.items() if target in unknown}
     with warnings.catch_warnings():

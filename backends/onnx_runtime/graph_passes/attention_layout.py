@@ -17,10 +17,10 @@ HEADS_FIRST = [0, 2, 1, 3]
 
 
 class Heads(NamedTuple):
-    """The value before its heads were split, [batch, tokens, count * head_dim], and how many there are."""
+    """The value before its heads were split, [batch, tokens, head_count * head_dim], and how many there are."""
 
     packed: ir.Value
-    count: int
+    head_count: int
 
 
 def absorb_head_transposes(graph: ir.Graph) -> int:
@@ -32,9 +32,9 @@ def _absorb(node: ir.Node, graph: ir.Graph) -> bool:
     split = [_split_heads(value) for value in node.inputs[:3]]
     joined = _joined_heads(node.outputs[0])
     query, key, value = split
-    if query is None or key is None or value is None or joined is None or key.count != value.count:
+    if query is None or key is None or value is None or joined is None or key.head_count != value.head_count:
         return False
-    attributes = {**node.attributes, **_counts(query.count, key.count)}
+    attributes = {**node.attributes, **_counts(query.head_count, key.head_count)}
     output = ir.Value(name=joined.name, shape=joined.shape, type=joined.type)
     joined.name = f"{joined.name}.heads_joined"
     packed = ir.Node(

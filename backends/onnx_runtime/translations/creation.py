@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import onnx_ir as ir
 import torch
 from torch import fx
@@ -14,13 +14,16 @@ from compiler.backends.onnx_runtime.graph_writer import GraphWriter, known_size
 from compiler.backends.onnx_runtime.translations import translates
 from compiler.backends.onnx_runtime.translations.shapes import shape_of
 
+LARGEST_CONSTANT = 1024
+"""Elements up to which a tensor of one number is stored."""
+
 
 def filled(w: GraphWriter, shape: Sequence[Any], fill: Any, dtype: torch.dtype) -> ir.Value:
     """A tensor of one number: a constant where the shape is known and small, otherwise an expanded scalar."""
-    known = [known_size(size) for size in shape]
+    known = [size for size in map(known_size, shape) if size is not None]
     if isinstance(fill, fx.Node):
         scalar = w.tensor(fill, dtype)
-    elif all(size is not None for size in known) and np.prod(known) <= 1024:
+    elif len(known) == len(shape) and math.prod(known) <= LARGEST_CONSTANT:
         return w.constant(torch.full(known, fill, dtype=dtype).numpy())
     else:
         scalar = w.constant(torch.tensor(fill, dtype=dtype).numpy())

@@ -20,12 +20,17 @@ def result_type(node: fx.Node) -> torch.dtype:
     return dtype
 
 
-def promoted_type(*arguments: Any) -> torch.dtype:
-    """The dtype in which torch compares or combines the arguments."""
-    held = [one.meta["val"] if isinstance(one, fx.Node) else one for one in arguments]
-    held = [int(one) if isinstance(one, torch.SymInt) and one.node.maybe_as_int() is not None else one for one in held]
-    plain = [1 if isinstance(one, torch.SymInt) else 1.0 if isinstance(one, torch.SymFloat) else one for one in held]
-    return torch.result_type(plain[0], plain[1]) if len(plain) > 1 else plain[0].dtype
+def promoted_type(left: Any, right: Any) -> torch.dtype:
+    """The dtype in which torch compares or combines two arguments."""
+    return torch.result_type(_plain(left), _plain(right))
+
+
+def _plain(argument: Any) -> Any:
+    """The tensor or number that stands behind an argument; a symbolic number as any of its kind."""
+    held = argument.meta["val"] if isinstance(argument, fx.Node) else argument
+    if isinstance(held, torch.SymInt):
+        return 1
+    return 1.0 if isinstance(held, torch.SymFloat) else held
 
 
 def _float_operand(w: GraphWriter, node: fx.Node, x: Any) -> ir.Value:
