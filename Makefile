@@ -7,6 +7,8 @@ BIN := $(VENV)/bin
 TYPED := .mypy_cache/layout/compiler
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 export OMP_NUM_THREADS ?= 2
+# Two processes of one thread; tests of a file stay together, since they share models.
+PARALLEL ?= -n 2 --dist loadfile
 export HF_HUB_OFFLINE = 1
 export TOKENIZERS_PARALLELISM = false
 
@@ -31,10 +33,10 @@ demo: $(VENV)/.installed-demo  ## compile a real model, verify it, time it, run 
 	@sh examples/demo.sh $(BIN)
 
 test: $(VENV)/.installed-test lint  ## everything
-	$(BIN)/python -m pytest tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests $(PARALLEL)
 
 check: $(VENV)/.installed-test lint  ## the fast loop
-	$(BIN)/python -m pytest tests -m "not slow" -x -q
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests $(PARALLEL) -m "not slow" -x -q
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
+import signal
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from packaged_models import package_folder
 
 if TYPE_CHECKING:
     from compiler.compile_model import CompileResult
@@ -16,12 +17,8 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 
-def package_folder(name: str) -> Path:
-    """The folder of an installed package, found without importing it."""
-    spec = importlib.util.find_spec(name)
-    if spec is None or spec.origin is None:
-        raise RuntimeError(f"{name} is not installed: run `make test` once")
-    return Path(spec.origin).parent
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell's background job; processes that tests start inherit it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import package_folder
+from packaged_models import package_folder
 
 from compiler.errors import CompilerError
 from compiler.frontends import LoadOptions, load_model
