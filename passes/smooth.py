@@ -26,7 +26,7 @@ from compiler.calibration import ActivationStatistics, activation_statistics
 from compiler.hookspecs import hookimpl
 from compiler.patterns import aten, insert_call, is_call, only_user, value
 from compiler.program import Program
-from compiler.quantization.smoothing import smoothing_scales
+from compiler.quantization.smoothing import WORTHWHILE, WORTHWHILE_PRODUCT, smoothing_scales
 from compiler.rewriting import Pass, PassContext, PassResult, Rewrite
 from compiler.sites import Refusal, Site, find_sites
 
@@ -69,10 +69,11 @@ class Smooth(Rewrite):
         if statistics is None:
             return "no calibration data reaches its input"
         weights = torch.cat([_rows(program, site) for site in group.sites])
-        scales, reason = smoothing_scales(statistics, weights, self.alpha)
+        producer = _producer(program, group)
+        worthwhile = WORTHWHILE_PRODUCT if producer is None else WORTHWHILE
+        scales, reason = smoothing_scales(statistics, weights, self.alpha, worthwhile)
         if scales is None:
             return reason
-        producer = _producer(program, group)
         if producer is not None:
             _scale_output(program, producer, 1 / scales)
         elif self.multiply:

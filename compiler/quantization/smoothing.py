@@ -17,17 +17,19 @@ from compiler.calibration import ActivationStatistics
 
 ALPHAS = tuple(step / 20 for step in range(6, 20))
 WORTHWHILE = 0.8
-"""Smoothing must leave at most this part of the error to be worth a changed graph."""
+"""Smoothing must leave at most this part of the error to be worth changed weights."""
+WORTHWHILE_PRODUCT = 0.5
+"""The same where it takes a product in the graph, which costs time on every run."""
 FLOOR = 1e-5
 """Parts of the largest magnitude below which a channel counts as silent: it must not get an extreme scale."""
 
 
 def smoothing_scales(
-    statistics: ActivationStatistics, weight: Tensor, alpha: float | None
+    statistics: ActivationStatistics, weight: Tensor, alpha: float | None, worthwhile: float = WORTHWHILE
 ) -> tuple[Tensor | None, str | None]:
     """Scales [in] for an input and the stacked weights [out, in] that read it, or None and the reason.
 
-    With `alpha` None the best of `ALPHAS` is taken, and only where it lessens the error.
+    With `alpha` None the best of `ALPHAS` is taken, and only where it leaves at most `worthwhile` of the error.
     """
     magnitude = statistics.typical_magnitude
     if not bool(torch.isfinite(magnitude).all()) or not bool(torch.isfinite(weight).all()):
@@ -40,7 +42,7 @@ def smoothing_scales(
     errors = [expected_error(statistics, weight, scales) for scales in candidates]
     before = expected_error(statistics, weight, torch.ones_like(magnitude))
     best = min(range(len(errors)), key=errors.__getitem__)
-    if errors[best] > WORTHWHILE * before:
+    if errors[best] > worthwhile * before:
         return None, f"smoothing would leave {errors[best] / before:.0%} of the rounding error"
     return candidates[best], None
 
