@@ -73,7 +73,8 @@ def test_the_report_and_the_manifest_say_what_was_measured(artifact: Path) -> No
     manifest = read_manifest(artifact)
     assert [one.name for one in manifest.passes][-1] == "quantize"
     assert 0.99 < float(manifest.evidence["mean_cosine"] or 0) < 1
-    assert report
+    assert [one["name"] for one in report["passes"]][-1] == "quantize"
+    assert report["payload"]["mean_cosine"] == manifest.evidence["mean_cosine"]
     assert (artifact / "report.html").read_text().startswith("<!doctype html>")
 
 

@@ -43,7 +43,9 @@ def test_every_linear_site_runs_on_integers(result: CompileResult) -> None:
     kept = [site for site, state in states.items() if state in ("grafted", "softened")]
     assert len([site for site in kept if "encoder.layer" in site]) == 36
     report = json.loads((result.folder / "report.json").read_text())
-    assert report
+    kernels = report["kernels"]
+    assert kernels["DynamicQuantizeMatMul"] + kernels["MatMulIntegerToFloat"] == 36
+    assert "MatMul" not in kernels
 
 
 def test_the_same_recipe_gives_the_same_payload(result: CompileResult, tmp_path: Path) -> None:
