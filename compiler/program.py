@@ -184,7 +184,7 @@ class Program:
     def _require_dynamic(self, exported: ExportedProgram) -> None:
         lost = []
         placeholders = [node for node in exported.graph.nodes if node.op == "placeholder"]
-        for spec, node in zip(self.inputs, placeholders[-len(self.inputs) :], strict=True):
+        for spec, node in zip(self.inputs, placeholders[len(placeholders) - len(self.inputs) :], strict=True):
             for dim, size in zip(spec.shape, node.meta["val"].shape, strict=True):
                 if isinstance(dim, Dimension) and str(size).isdigit():  # a SymInt may have turned constant
                     lost.append(f"{spec.name}: {dim} became {size}")

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 from torch._dispatch.python import enable_python_dispatcher
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.passes.fake_tensor_prop import FakeTensorProp
 
 PROVENANCE = "propagated_from"
@@ -21,11 +22,20 @@ PROVENANCE = "propagated_from"
 def propagate_values(graph_module: fx.GraphModule) -> None:
     """Bring every `meta["val"]` up to date. The placeholders' are taken as given and must be fake tensors."""
     values = [node.meta["val"] for node in graph_module.graph.nodes if node.op == "placeholder"]
+    with torch.no_grad(), enable_python_dispatcher():
+        _IncrementalProp(graph_module, _fake_mode(graph_module, values)).propagate_dont_convert_inputs(*values)
+
+
+def _fake_mode(graph_module: fx.GraphModule, values: list[Any]) -> FakeTensorMode:
+    """The mode of the placeholders; in a graph without any, that of the values it has, or a new one."""
+    if not values:
+        values = [node.meta.get("val") for node in graph_module.graph.nodes]
+        modes = [value.fake_mode for value in values if hasattr(value, "fake_mode")]
+        return modes[0] if modes else FakeTensorMode()
     modes = [value.fake_mode for value in values if hasattr(value, "fake_mode")]
     if not modes:
         raise ValueError("the placeholders' meta['val'] must be fake tensors")
-    with torch.no_grad(), enable_python_dispatcher():
-        _IncrementalProp(graph_module, modes[0]).propagate_dont_convert_inputs(*values)
+    return modes[0]
 
 
 def mark_current(graph_module: fx.GraphModule) -> None:

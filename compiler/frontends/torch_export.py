@@ -24,6 +24,8 @@ from compiler.frontends.traced_module import PositionalCall, Readout, TracedModu
 from compiler.program import Dimension, Program, attribute, tensor_spec
 
 MODULE_PREFIX = "module."
+SCOPE = "module_path"
+"""Key under which code that is being traced can annotate operators with the path of the module they belong to."""
 
 
 def capture(
@@ -161,6 +163,9 @@ def _kept_meta(node: fx.Node) -> dict[str, Any]:
         inner = [(key, (path, kind)) for key, (path, kind) in stack.items() if path]
         strip = len(MODULE_PREFIX)
         meta["nn_module_stack"] = {key: (path[strip:] if path != "module" else "", kind) for key, (path, kind) in inner}
+    noted = node.meta.get("custom") or {}
+    if noted.get(SCOPE):  # a module that runs another format's graph knows the path there
+        meta["nn_module_stack"] = {noted[SCOPE]: (noted[SCOPE], "")}
     return meta
 
 
@@ -187,9 +192,6 @@ def _evaluating(module: nn.Module) -> Iterator[None]:
 
 
 def _checked_inputs(doing: str, inputs: Mapping[str, Any]) -> dict[str, Tensor]:
-    if not inputs:
-        hint = "Say what the model takes, as in --input x=float32[batch,3,224,224]."
-        raise CompilerError(doing, "there are no example inputs", hint)
     for name, value in inputs.items():
         if not isinstance(value, Tensor):
             hint = "Example inputs are tensors; fix other arguments inside the module."
@@ -225,6 +227,8 @@ def _run_module(doing: str, call: PositionalCall, inputs: dict[str, Tensor]) -> 
     try:
         with torch.no_grad():
             outputs = call.named(*inputs.values())
+    except CompilerError:
+        raise
     except Exception as error:
         shapes = ", ".join(f"{name} {str(t.dtype).removeprefix('torch.')}{list(t.shape)}" for name, t in inputs.items())
         hint = "Check the shapes, dtypes and names of the inputs; --input name=dtype[shape] states them."

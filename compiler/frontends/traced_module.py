@@ -49,8 +49,10 @@ def trace(doing: str, call: PositionalCall, inputs: dict[str, Tensor], dims: Dyn
     try:
         with torch.no_grad():
             exported = torch.export.export(
-                call, tuple(inputs.values()), dynamic_shapes={"tensors": shapes}, strict=False
+                call, tuple(inputs.values()), dynamic_shapes={"tensors": shapes} if shapes else None, strict=False
             )
+    except CompilerError:
+        raise
     except Exception as error:
         hint = "torch.export could not follow the code, often because Python branches on a tensor's value."
         raise CompilerError(doing, first_line(error), hint) from error
@@ -116,7 +118,7 @@ class TracedModule:
 
     def _traced_sizes(self) -> Iterator[tuple[str, int | torch.SymInt]]:
         placeholders = [node for node in self.exported.graph.nodes if node.op == "placeholder"]
-        for input_name, node in zip(self.inputs, placeholders[-len(self.inputs) :], strict=True):
+        for input_name, node in zip(self.inputs, placeholders[len(placeholders) - len(self.inputs) :], strict=True):
             for index, name in self.dims.get(input_name, {}).items():
                 yield name, node.meta["val"].shape[index]
 

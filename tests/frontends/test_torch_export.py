@@ -242,7 +242,6 @@ class Nothing(nn.Module):
 @pytest.mark.parametrize(
     ("module", "inputs", "problem"),
     [
-        (Small(), {}, "there are no example inputs"),
         (Small(), {"x": [1.0]}, "example input 'x' is list, not a tensor"),
         (Small(), {"x y": torch.ones(2, 4)}, "input name 'x y' is not an identifier"),
         (Small(), {"x": torch.ones(2, 3, 5)}, r"the model fails on its example inputs \(x float32\[2, 3, 5\]\): "),

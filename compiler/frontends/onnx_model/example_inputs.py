@@ -1,0 +1,75 @@
+"""Example inputs for an ONNX graph, and which of their dims are symbolic, from its types and what the user states."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from compiler.errors import CompilerError
+from compiler.frontends.input_texts import SEED, StatedInput
+from compiler.frontends.onnx_model.element_types import carrier
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+BATCH_SIZE = 2
+SIZES_TO_TRY = (16, 64, 32, 128, 512, 224)
+"""For dims that are free: models that halve their input several times need a multiple of 32."""
+NOT_IN_NAMES = re.compile(r"\W+")
+
+
+def symbolic_dims(doing: str, value: ir.Value, stated: StatedInput | None) -> dict[int, str]:
+    """dim index -> dim name of an input's symbolic dims."""
+    if stated is not None:
+        return stated.dynamic
+    if value.shape is None:
+        hint = f"State it: --input {value.name}=float32[batch,...]."
+        raise CompilerError(doing, f"the model gives no shape for input {value.name!r}", hint)
+    dims: dict[int, str] = {}
+    for index, size in enumerate(value.shape):
+        if isinstance(size, int) and size > 0:
+            continue
+        name = NOT_IN_NAMES.sub("_", str(getattr(size, "value", None) or "")).strip("_")
+        if not name or name == "None" or name.lstrip("-").isdigit():
+            name = "batch" if index == 0 else f"{NOT_IN_NAMES.sub('_', value.name or 'input').strip('_')}_dim_{index}"
+        dims[index] = name if name.isidentifier() else f"dim_{name}"
+    return dims
+
+
+def example_inputs(
+    doing: str, values: Sequence[ir.Value], dims: Mapping[str, Mapping[int, str]], stated: Mapping[str, StatedInput]
+) -> Iterator[dict[str, Tensor]]:
+    """Sets of example inputs by name, of one set of sizes after the other; the first that the model takes is used."""
+    for size in SIZES_TO_TRY:
+        generator = torch.Generator().manual_seed(SEED)
+        examples: dict[str, Tensor] = {}
+        for value in values:
+            name = value.name or ""
+            examples[name] = (
+                stated[name].example(generator)
+                if name in stated
+                else _example(doing, value, dims[name], size, generator)
+            )
+        yield examples
+        if all(name in stated or not dims[name] for name in examples):
+            return
+
+
+def _example(doing: str, value: ir.Value, dims: Mapping[int, str], free: int, generator: torch.Generator) -> Tensor:
+    assert value.shape is not None
+    sizes = [
+        (BATCH_SIZE if "batch" in dims[index].lower() or index == 0 else free) if index in dims else int(size)  # type: ignore[arg-type]
+        for index, size in enumerate(value.shape)
+    ]
+    try:
+        dtype = carrier(value.dtype)  # type: ignore[arg-type]
+    except (ValueError, AttributeError) as error:
+        hint = "Inputs are tensors of numbers."
+        raise CompilerError(doing, f"input {value.name!r} is {value.type}: {error}", hint) from error
+    if dtype.is_floating_point:
+        return torch.randn(sizes, generator=generator).to(dtype)
+    return torch.randint(0, 2, sizes, generator=generator).to(dtype)

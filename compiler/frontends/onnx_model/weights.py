@@ -1,0 +1,107 @@
+"""Initializers and constants of an ONNX graph as parameters and buffers of a module, under their own names.
+
+Floating tensors become parameters, so that an imported model trains; those that are no weights for certain (masks with
+infinities in them) and integers become buffers. Single numbers and small integer tensors stay known numbers alone.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from compiler.frontends.onnx_model.element_types import tensor_from_numpy
+from compiler.frontends.onnx_model.known import LARGEST_FOLDED, Known
+from compiler.frontends.onnx_model.node_context import subgraphs
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import onnx_ir as ir
+
+LARGEST_WEIGHT = 1e30
+"""No weight is larger; the numbers that stand for minus infinity in masks are."""
+
+
+def add_weights(module: nn.Module, graph: ir.Graph) -> dict[ir.Value, Known]:
+    """Register every stored tensor of the graph and its subgraphs; give them as Knowns by ONNX value."""
+    found: dict[ir.Value, Known] = {}
+    for value, tensor in _stored(graph):
+        held = tensor_from_numpy(tensor.numpy(), tensor.dtype)
+        array = (held.float() if _has_no_numpy(held) else held).numpy()
+        name = None if _is_number(held) else register(module, value.name or "constant", held)
+        found[value] = Known(array, held.dtype, name)
+    return found
+
+
+def register(module: nn.Module, wanted: str, tensor: Tensor) -> str:
+    """Keep a tensor in `module` under `wanted`, or a dotted name like it; returns the name."""
+    *path, leaf = [part or "_" for part in wanted.split(".")]
+    owner, names = module, []
+    for part in path:
+        if not isinstance(getattr(owner, part, None), nn.Module):
+            part = _free(owner, part)
+            owner.add_module(part, nn.Module())
+        owner = getattr(owner, part)
+        names.append(part)
+    leaf = _free(owner, leaf)
+    if _is_trainable(tensor):
+        owner.register_parameter(leaf, nn.Parameter(tensor))
+    else:
+        owner.register_buffer(leaf, tensor)
+    return ".".join([*names, leaf])
+
+
+def _free(owner: nn.Module, wanted: str) -> str:
+    name, count = wanted, 0
+    while hasattr(owner, name):
+        count += 1
+        name = f"{wanted}_{count}"
+    return name
+
+
+def _is_trainable(tensor: Tensor) -> bool:
+    if not tensor.is_floating_point() or tensor.element_size() == 1:
+        return False
+    return tensor.numel() == 0 or float(tensor.abs().max()) < LARGEST_WEIGHT
+
+
+def _stored(graph: ir.Graph) -> Iterator[tuple[ir.Value, ir.TensorProtocol]]:
+    for value in graph.initializers.values():
+        if value.const_value is not None:
+            yield value, value.const_value
+    for node in graph:
+        if node.op_type == "Constant" and node.domain in ("", "ai.onnx"):
+            tensor = _constant_tensor(node)
+            if tensor is not None:
+                yield node.outputs[0], tensor
+        for attribute in node.attributes.values():
+            for inner in subgraphs(attribute):
+                yield from _stored(inner)
+
+
+def _constant_tensor(node: ir.Node) -> ir.TensorProtocol | None:
+    """What a Constant node holds, whichever of its attributes says so; None for strings."""
+    import onnx_ir as ir
+
+    for name, attribute in node.attributes.items():
+        if name == "value":
+            return attribute.as_tensor()
+        if name in ("value_float", "value_floats"):
+            return ir.Tensor(np.asarray(attribute.value, dtype=np.float32))
+        if name in ("value_int", "value_ints"):
+            return ir.Tensor(np.asarray(attribute.value, dtype=np.int64))
+    return None
+
+
+def _is_number(tensor: Tensor) -> bool:
+    """Whether a stored tensor serves as numbers: a shape, an axis, an epsilon."""
+    if tensor.is_floating_point():
+        return tensor.numel() == 1
+    return tensor.numel() <= LARGEST_FOLDED and tensor.dtype not in (torch.int8, torch.uint8)
+
+
+def _has_no_numpy(tensor: Tensor) -> bool:
+    return tensor.dtype == torch.bfloat16 or str(tensor.dtype).startswith("torch.float8")

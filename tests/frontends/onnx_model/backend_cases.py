@@ -1,0 +1,179 @@
+"""ONNX's own backend test cases, run through the importer alone, and through importer, export and onnx_runtime backend.
+
+    python tests/frontends/onnx_model/backend_cases.py [--kind node] [--match REGEX] [--stage import|lowered]
+
+prints what fails, with reasons, and the share that passes. `outcome` gives None for a pass or the reason of a failure.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+import tempfile
+import warnings
+from collections.abc import Iterator, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import torch
+from torch import Tensor
+
+from compiler.errors import CompilerError
+from compiler.frontends.onnx_model.element_types import tensor_from_numpy
+from compiler.frontends.onnx_model.model_file import prepared
+from compiler.frontends.onnx_model.reading import program_from_onnx
+from compiler.program import Program
+
+STAGES = ("import", "lowered")
+STRING = onnx.TensorProto.STRING
+
+
+@cache
+def cases(kind: str) -> dict[str, Any]:
+    """The cases of a kind by name, in order. Of the node cases: core ones, not expanded, without strings."""
+    from onnx.backend.test.loader import load_model_tests
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the generators overflow and divide by zero on purpose
+        found = {case.name: case for case in load_model_tests(kind=kind)}
+    return found if kind != "node" else {name: case for name, case in found.items() if _is_core(case)}
+
+
+def _is_core(case: Any) -> bool:
+    graph = case.model.graph
+    if "_expanded" in case.name or any(node.domain for node in graph.node):
+        return False
+    return "STRING" not in str([*graph.input, *graph.output]) and not any(
+        value.type.tensor_type.elem_type == STRING for value in [*graph.input, *graph.output]
+    )
+
+
+def model_of(case: Any) -> onnx.ModelProto:
+    """The model of a case, from memory or from its folder."""
+    return case.model if case.model is not None else onnx.load(Path(case.model_dir) / "model.onnx")
+
+
+def data_of(case: Any) -> Iterator[tuple[list[Any], list[Any]]]:
+    """Inputs and expected outputs of every data set of a case, as numpy arrays (or lists of them)."""
+    if case.data_sets is not None:
+        for inputs, outputs in case.data_sets:
+            yield list(inputs), list(outputs)
+        return
+    for folder in sorted(Path(case.model_dir).glob("test_data_set_*")):
+        yield _stored(folder, "input"), _stored(folder, "output")
+
+
+def _stored(folder: Path, role: str) -> list[Any]:
+    files = sorted(folder.glob(f"{role}_*.pb"), key=lambda path: int(path.stem.rpartition("_")[2]))
+    return [onnx.numpy_helper.to_array(onnx.TensorProto.FromString(path.read_bytes())) for path in files]
+
+
+def outcome(case: Any, stage: str) -> str | None:
+    """None where the case passes, otherwise why it does not."""
+    try:
+        proto = model_of(case)
+        model = prepared(f"reading {case.name}", ir.serde.deserialize_model(proto))
+        for inputs, expected in data_of(case):
+            values = dict(zip([one.name for one in model.graph.inputs], inputs, strict=False))
+            types = {one.name: one.dtype for one in model.graph.inputs}
+            tensors = {name: as_tensor(array, types[name]) for name, array in values.items()}
+            program = program_from_onnx(model, doing=f"reading {case.name}", source=case.name, values=tensors)
+            given = [tensors[spec.name] for spec in program.inputs]
+            found = program.run(*given) if stage == "import" else run_lowered(program, given)
+            problem = difference(found, list(flat(expected)), case.rtol, case.atol)
+            if problem:
+                return problem
+    except CompilerError as error:
+        return str(error).partition(": ")[2]
+    except Exception as error:
+        return f"{type(error).__name__}: {str(error).strip().splitlines()[:1]}"
+    return None
+
+
+def as_tensor(array: Any, data_type: ir.DataType) -> Tensor:
+    """An input of a case as the tensor that carries it."""
+    return tensor_from_numpy(np.asarray(array), data_type)
+
+
+def flat(outputs: Sequence[Any]) -> Iterator[Any]:
+    """Expected outputs one by one; a sequence gives its items, an absent optional nothing."""
+    for output in outputs:
+        if isinstance(output, (list, tuple)):
+            yield from flat(output)
+        elif output is not None:
+            yield output
+
+
+def run_lowered(program: Program, inputs: Sequence[Tensor]) -> list[Tensor]:
+    """The outputs of the program in ONNX Runtime, as our backend writes it."""
+    import onnxruntime
+
+    from compiler.backends.onnx_runtime import OnnxRuntime
+    from compiler.target import Target
+
+    backend = OnnxRuntime()
+    refused = backend.refuses(program, Target("cpu"))
+    if refused:
+        raise CompilerError("lowering", refused, "")
+    with tempfile.TemporaryDirectory() as folder:
+        lowered = backend.lower(program, Target("cpu"), Path(folder))
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = 1
+        session = onnxruntime.InferenceSession(Path(folder) / lowered.entry, options)
+        feeds = {one.name: tensor.numpy() for one, tensor in zip(program.inputs, inputs, strict=True)}
+        return [torch.from_numpy(np.array(one)) for one in session.run(None, feeds)]
+
+
+def difference(found: Sequence[Tensor], expected: Sequence[Any], rtol: float, atol: float) -> str | None:
+    """What is wrong with the outputs, by the rules of ONNX's own runner, or None."""
+    if len(found) != len(expected):
+        return f"{len(found)} outputs instead of {len(expected)}"
+    for index, (ours, theirs) in enumerate(zip(found, expected, strict=True)):
+        theirs = np.asarray(theirs)
+        if tuple(ours.shape) != theirs.shape:
+            return f"output {index} has shape {list(ours.shape)} instead of {list(theirs.shape)}"
+        wanted = tensor_from_numpy(theirs, ir.DataType.from_numpy(theirs.dtype))
+        if ours.dtype != wanted.dtype:
+            return f"output {index} is {ours.dtype} instead of {wanted.dtype}"
+        if ours.dtype.is_floating_point:
+            ours, wanted = ours.double(), wanted.double()
+        try:
+            np.testing.assert_allclose(ours.detach().numpy(), wanted.numpy(), rtol=rtol, atol=atol)
+        except AssertionError as error:
+            lines = [
+                line.strip() for line in str(error).splitlines() if "difference" in line or "mismatch" in line.lower()
+            ]
+            return f"output {index} has other values ({'; '.join(lines[:2])})"
+    return None
+
+
+def main() -> int:
+    """Print what fails."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--kind", default="node")
+    parser.add_argument("--match", default="")
+    parser.add_argument("--stage", default="import", choices=STAGES)
+    parser.add_argument("--verbose", action="store_true")
+    asked = parser.parse_args()
+    warnings.simplefilter("ignore")
+    chosen = {name: case for name, case in cases(asked.kind).items() if re.search(asked.match, name)}
+    failed = 0
+    for name, case in chosen.items():
+        reason = outcome(case, asked.stage)
+        if reason is not None:
+            failed += 1
+            print(f"FAIL {name}: {reason}", flush=True)
+        elif asked.verbose:
+            print(f"pass {name}", flush=True)
+    passed = len(chosen) - failed
+    print(f"{passed} of {len(chosen)} pass ({passed / max(1, len(chosen)):.1%})")
+    return failed > 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
