@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from compiler.artifact import ArtifactContents
 from compiler.model_name import model_name
 from compiler.program import Dimension, TensorSpec
-from compiler.runtime.manifest import DimensionRange, PassRecord, Scalar, TensorRecord
+from compiler.runtime.manifest import PassRecord, Scalar, TensorRecord
 
 if TYPE_CHECKING:
     from compiler.backend import Lowered
@@ -37,7 +37,7 @@ def artifact_contents(
         inputs=tuple(_record(spec) for spec in program.inputs),
         outputs=tuple(_record(spec) for spec in program.outputs),
         dimensions={
-            dim.name: DimensionRange(dim.minimum, dim.maximum)
+            dim.name: dim.range
             for spec in (*program.inputs, *program.outputs)
             for dim in spec.shape
             if isinstance(dim, Dimension)

@@ -17,15 +17,26 @@ from torch.export import ExportedProgram
 
 from compiler.errors import CompilerError
 from compiler.propagation import mark_current, propagate_values
+from compiler.regions import close_regions, copy_regions, drop_unused_modules
+from compiler.runtime.manifest import DimensionRange
 
 
 @dataclass(frozen=True)
 class Dimension:
-    """A symbolic dimension, for instance `batch`, from `minimum` to `maximum` (None: no limit) inclusive."""
+    """A symbolic dimension, for instance `batch`, from `minimum` to `maximum` (None: no limit) inclusive.
+
+    Its sizes are multiples of `multiple`, as where a model halves an image five times and joins the halves again.
+    """
 
     name: str
     minimum: int = 1
     maximum: int | None = None
+    multiple: int = 1
+
+    @property
+    def range(self) -> DimensionRange:
+        """The sizes it may have."""
+        return DimensionRange(self.minimum, self.maximum, self.multiple)
 
     def __str__(self) -> str:
         return self.name
@@ -103,6 +114,7 @@ class Program:
         output.meta = dict(self.output_node().meta)
         module = fx.GraphModule(self.graph_module, graph, class_name="Program")
         module.meta = dict(self.graph_module.meta)
+        copy_regions(module)
         return replace(self, graph_module=module, trail=list(self.trail), notes=list(self.notes))
 
     def weight(self, node: fx.Node | str) -> Tensor:
@@ -148,7 +160,7 @@ class Program:
     def tidy(self) -> None:
         """After edits: check the graph, drop the weights that nothing uses, recompile."""
         self.graph.lint()
-        self.graph_module.delete_all_unused_submodules()
+        drop_unused_modules(self.graph_module)
         _drop_unused_tensors(self.graph_module)
         self.graph_module.recompile()
 
@@ -202,6 +214,7 @@ def plain_graph_module(exported: ExportedProgram) -> fx.GraphModule:
     output = next(iter(reversed(graph.nodes)))
     output.args = (tuple(_tensors_in(output.args)),)
     module = fx.GraphModule(unlifted, graph, class_name="Program")
+    close_regions(module)
     module.recompile()
     return module
 

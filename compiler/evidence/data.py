@@ -110,15 +110,10 @@ def _shipped(program: Program, seed: int) -> Dataset:
     limits = _index_limits(program)
     batches = []
     for index in range(2 * RANDOM_BATCH_COUNT):
-        sizes = {d.name: _size_within(index, d.minimum, d.maximum) for d in program.dimensions.values()}
+        sizes = {d.name: d.range.nearest(max(d.minimum, 2 + index % 3)) for d in program.dimensions.values()}
         batches.append(example_batch(program.inputs, sizes, seed + 1 + index, limits))
     usable = [batch for batch in batches if _runs(program, batch)] or [program.example_inputs]
     return Dataset("random inputs", tuple(usable[::2]), tuple(usable[1::2]), True, _mask_index(program))
-
-
-def _size_within(index: int, minimum: int, maximum: int | None) -> int:
-    wanted = max(minimum, 2 + index % 3)
-    return wanted if maximum is None else min(wanted, maximum)
 
 
 def _runs(program: Program, batch: Batch) -> bool:
@@ -162,7 +157,7 @@ def _token_range(program: Program) -> DimensionRange:
     tokens = next((spec.shape[-1] for spec in program.inputs if spec.name == "input_ids"), None)
     if tokens is None:
         return DimensionRange()
-    return DimensionRange(tokens, tokens) if isinstance(tokens, int) else DimensionRange(tokens.minimum, tokens.maximum)
+    return DimensionRange(tokens, tokens) if isinstance(tokens, int) else tokens.range
 
 
 def _read_text(doing: str, path: Path, program: Program) -> list[str | Batch]:
@@ -267,7 +262,7 @@ def _mask_index(program: Program) -> int | None:
 def _random_input(
     spec: TensorSpec, sizes: dict[str, int], generator: torch.Generator, limits: dict[str, int]
 ) -> Tensor:
-    shape = [size if isinstance(size, int) else sizes.get(size.name, max(2, size.minimum)) for size in spec.shape]
+    shape = [size if isinstance(size, int) else sizes.get(size.name, size.range.nearest(2)) for size in spec.shape]
     dtype: torch.dtype = getattr(torch, spec.dtype)
     if "mask" in spec.name or dtype == torch.bool:
         return torch.ones(shape, dtype=dtype)

@@ -65,8 +65,7 @@ def typical_batch(program: Program, data: Dataset) -> Batch:
     for spec, tensor in zip(program.inputs, program.example_inputs, strict=True):
         for dim, size in zip(spec.shape, tensor.shape, strict=True):
             if not isinstance(dim, int):
-                wanted = TYPICAL_SIZES.get(dim.name, size)
-                sizes[dim.name] = max(dim.minimum, wanted if dim.maximum is None else min(wanted, dim.maximum))
+                sizes[dim.name] = dim.range.nearest(TYPICAL_SIZES.get(dim.name, size))
     batch = example_batch(program.inputs, sizes, seed=0)
     try:
         program.run(*batch)

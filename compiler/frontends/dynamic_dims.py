@@ -61,16 +61,19 @@ def resized(inputs: Mapping[str, Tensor], dims: DynamicDims, sizes: Mapping[str,
     return changed
 
 
-def sizes_to_prove(sizes: Mapping[str, int], ranges: Mapping[str, tuple[int, int | None]]) -> dict[str, int]:
-    """Another size for every dim: larger where its range allows it, otherwise smaller."""
+def sizes_to_prove(
+    sizes: Mapping[str, int], ranges: Mapping[str, tuple[int, int | None]], multiples: Mapping[str, int]
+) -> dict[str, int]:
+    """Another size for every dim: larger where its range allows it, otherwise smaller; multiples of what is asked."""
     wanted = {}
     for name, size in sizes.items():
         minimum, maximum = ranges.get(name, (2, None))
-        larger = size + GROWTH.get(name, 3)
+        multiple = multiples.get(name, 1)
+        larger = size + (GROWTH.get(name, 3) if multiple == 1 else multiple)
         if maximum is None or larger <= maximum:
             wanted[name] = larger
-        elif size > minimum:
-            wanted[name] = size - 1
+        elif size - multiple >= minimum:
+            wanted[name] = size - multiple
     return wanted
 
 

@@ -62,16 +62,24 @@ def capture(
                 break
             notes += [f"dim {name!r} is fixed at {traced.sizes[name]}: {reason}" for name, reason in lost.items()]
             dims = held_static(dims, lost)
-        smallest = traced.smallest_sizes()
-    program = _program(traced, names, smallest, clone)
+        program_dims = _proven_dims(traced)
+    program = _program(traced, names, program_dims, clone)
     program.source, program.role, program.tokenizer = source, role, tokenizer
     program.notes.extend(notes)
     return program
 
 
-def _program(traced: TracedModule, output_names: Sequence[str], smallest: dict[str, int], clone: bool) -> Program:
+def _proven_dims(traced: TracedModule) -> dict[str, Dimension]:
+    """The dims by name, with the sizes for which the trace was proven or that it states."""
+    smallest = traced.smallest_sizes()
+    return {
+        name: Dimension(name, smallest[name], maximum, traced.multiples.get(name, 1))
+        for name, (_, maximum) in traced.ranges().items()
+    }
+
+
+def _program(traced: TracedModule, output_names: Sequence[str], named: dict[str, Dimension], clone: bool) -> Program:
     graph_module = _with_own_weights(traced.graph_module, traced.call.module, clone)
-    named = {name: Dimension(name, smallest[name], maximum) for name, (_, maximum) in traced.ranges().items()}
     placeholders = [node for node in graph_module.graph.nodes if node.op == "placeholder"]
     symbols = _share_symbols(placeholders, traced)
     dimensions = {str(symbol): named[name] for name, symbol in symbols.items()}

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor, fx, nn
 from torch.export import Dim, ExportedProgram
 
 from compiler.errors import CompilerError
-from compiler.frontends.dynamic_dims import DynamicDims, dim_sizes, resized, sizes_to_prove
+from compiler.frontends.dynamic_dims import GROWTH, DynamicDims, dim_sizes, resized, sizes_to_prove
 from compiler.frontends.module_outputs import named_tensors
 from compiler.program import plain_graph_module
 
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 3e-2}
 """Of the largest output value: the same operators in the same order leave only kernel choice to differ."""
 
+NEIGHBOURS = (1, 2, 3)
+STEPS = (2, 3, 4, 5, 6, 7, 8, 12, 14, 16, 24, 28, 32, 64, 128)
 
 Readout = Callable[[Mapping[str, Tensor], Mapping[str, Tensor]], Mapping[str, Tensor]]
 """Named outputs and named inputs of the module -> the named outputs of the Program."""
@@ -86,20 +89,50 @@ class TracedModule:
         if problem:
             hint = "Does the model draw random numbers or keep state between calls in eval mode?"
             raise CompilerError(self.doing, f"the captured graph differs from the model: {problem}", hint)
-        sizes = sizes_to_prove(self.sizes, self.ranges())
+        sizes = sizes_to_prove(self.sizes, self.ranges(), self.multiples)
         if not self._difference(sizes):
             return {}
         alone = {name: self._difference({name: size}) for name, size in sizes.items()}
         lost = {name: f"at {sizes[name]}, {problem}" for name, problem in alone.items() if problem}
         return lost or dict.fromkeys(sizes, "the dynamic dims hold one by one but not together")
 
+    @cached_property
+    def multiples(self) -> dict[str, int]:
+        """For dims whose neighbouring sizes the module itself refuses: the number that its sizes are multiples of.
+
+        A model that halves an image and adds the halves to what it doubles again takes multiples of 2, 4, ... only.
+        """
+        found = {}
+        for name, (_, maximum) in self.ranges().items():
+            size = self.sizes[name]
+            near = [size + step for step in NEIGHBOURS if maximum is None or size + step <= maximum]
+            if name not in GROWTH and not all(self._runs({name: one}) for one in near):
+                steps = [step for step in STEPS if size % step == 0 and self._runs({name: size + step})]
+                found[name] = steps[0] if steps else 1
+        return found
+
     def smallest_sizes(self) -> dict[str, int]:
-        """1 for the dims that hold at size 1, which tracing leaves open; otherwise what the trace says."""
-        ranges = self.ranges()
-        return {
-            name: 1 if minimum <= 2 and not self._difference({name: 1}) else minimum
-            for name, (minimum, _) in ranges.items()
-        }
+        """1 for the dims that hold at size 1, which tracing leaves open; otherwise what the trace says.
+
+        Where sizes are multiples, the least of them at which the trace holds.
+        """
+        smallest = {}
+        for name, (minimum, _) in self.ranges().items():
+            step = self.multiples.get(name, 1)
+            lowest = -(-minimum // step) * step if step > 1 else minimum
+            candidates = range(lowest, self.sizes[name], step) if step > 1 else [1] if minimum <= 2 else []
+            holding = (size for size in candidates if not self._difference({name: size}))
+            smallest[name] = next(holding, self.sizes[name] if step > 1 else minimum)
+        return smallest
+
+    def _runs(self, sizes: dict[str, int]) -> bool:
+        """Whether the module itself takes these sizes."""
+        try:
+            with torch.no_grad():
+                self.call(*resized(self.inputs, self.dims, sizes).values())
+        except Exception:  # the module is the user's: anything may be raised
+            return False
+        return True
 
     def ranges(self) -> dict[str, tuple[int, int | None]]:
         """The least and greatest size (None: no limit) that the trace allows for every dim, over all inputs."""

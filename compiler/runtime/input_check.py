@@ -45,7 +45,7 @@ def _check_one(
                 raise CompilerError(doing, f"dim {index} of input {spec.name!r} is {size} and should be {dim}", takes)
             continue
         allowed = manifest.dimensions[dim]
-        if size < allowed.minimum or (allowed.maximum is not None and size > allowed.maximum):
+        if not allowed.allows(size):
             problem = f"{dim!r} (dim {index} of input {spec.name!r}) is {size} and should be {allowed}"
             raise CompilerError(doing, problem, takes)
         known, first = sizes.setdefault(dim, (size, spec.name))

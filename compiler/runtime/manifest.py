@@ -26,13 +26,24 @@ Scalar = str | int | float | bool | None
 
 @dataclass(frozen=True)
 class DimensionRange:
-    """The sizes a named dim may have, both inclusive; `maximum` None is no limit."""
+    """The sizes a named dim may have: from `minimum` to `maximum` inclusive (None is no limit), in multiples."""
 
     minimum: int = 1
     maximum: int | None = None
+    multiple: int = 1
 
     def __str__(self) -> str:
-        return f"{self.minimum} or more" if self.maximum is None else f"{self.minimum} to {self.maximum}"
+        range_ = f"{self.minimum} or more" if self.maximum is None else f"{self.minimum} to {self.maximum}"
+        return range_ if self.multiple == 1 else f"{range_} in multiples of {self.multiple}"
+
+    def allows(self, size: int) -> bool:
+        """Whether the dim may have this size."""
+        return size >= self.minimum and (self.maximum is None or size <= self.maximum) and size % self.multiple == 0
+
+    def nearest(self, wanted: int) -> int:
+        """An allowed size near `wanted`, rounded up where there is room."""
+        size = -(-max(wanted, self.minimum) // self.multiple) * self.multiple
+        return size if self.maximum is None else min(size, self.maximum // self.multiple * self.multiple)
 
 
 @dataclass(frozen=True)

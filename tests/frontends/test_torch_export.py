@@ -200,6 +200,28 @@ def test_a_limit_in_the_code_becomes_the_dims_maximum():
     assert program.dimensions == {"batch": Dimension("batch"), "sequence": Dimension("sequence", 1, 16)}
 
 
+class Pyramid(nn.Module):
+    """Halves an image twice, doubles it once and adds: neighbours of a multiple of 4 do not fit."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 4, 3, 2, 1), nn.Conv2d(4, 4, 3, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        half = self.first(x)
+        return nn.functional.interpolate(self.second(half), scale_factor=2.0) + half
+
+
+def test_sizes_that_come_in_multiples_stay_symbolic():
+    module = Pyramid().eval()
+    dims = {"x": {0: "batch", 2: "height", 3: "width"}}
+    program = capture(module, {"x": torch.randn(2, 3, 16, 16)}, source="pyramid", dynamic=dims)
+    assert program.inputs[0].shape == (BATCH, 3, Dimension("height", 4, None, 4), Dimension("width", 4, None, 4))
+    x = torch.randn(1, 3, 4, 36)
+    torch.testing.assert_close(program.run(x)[0], module(x))
+    program.export()
+
+
 def test_an_example_of_size_one_is_made_larger():
     program = capture(Small(), {"x": torch.randn(1, 4)}, source="small")
     assert program.inputs[0].shape == (BATCH, 4)

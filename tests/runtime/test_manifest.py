@@ -174,3 +174,20 @@ def test_infinite_evidence_cannot_be_written(manifest: Manifest) -> None:
 def test_ranges_read_as_words() -> None:
     assert str(DimensionRange(1, None)) == "1 or more"
     assert str(DimensionRange(2, 512)) == "2 to 512"
+    assert str(DimensionRange(32, None, 32)) == "32 or more in multiples of 32"
+
+
+@pytest.mark.parametrize(
+    ("wanted", "allowed", "nearest"),
+    [
+        (3, DimensionRange(1, None), 3),
+        (0, DimensionRange(2, None), 2),
+        (600, DimensionRange(1, 512), 512),
+        (33, DimensionRange(32, None, 32), 64),
+        (500, DimensionRange(32, 100, 32), 96),
+    ],
+)
+def test_the_nearest_size_is_allowed(wanted: int, allowed: DimensionRange, nearest: int) -> None:
+    assert allowed.nearest(wanted) == nearest
+    assert allowed.allows(nearest)
+    assert not allowed.allows(allowed.minimum - 1)

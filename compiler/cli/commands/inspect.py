@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -50,7 +51,7 @@ def program_document(program: Program) -> dict[str, Any]:
         "role": program.role,
         "inputs": [str(spec) for spec in program.inputs],
         "outputs": [str(spec) for spec in program.outputs],
-        "dimensions": {d.name: {"minimum": d.minimum, "maximum": d.maximum} for d in program.dimensions.values()},
+        "dimensions": {d.name: asdict(d.range) for d in program.dimensions.values()},
         "parameters": sum(weight.numel() for weight in program.weights().values()),
         "weight_bytes": weight_bytes(program),
         "operators": dict(operators.most_common()),
@@ -68,14 +69,14 @@ def sites_document(program: Program, found: Any) -> dict[str, Any]:
 def _shown(document: dict[str, Any]) -> list[RenderableType]:
     from compiler.cli.site_listing import site_row
     from compiler.cli.terminal import line, table
+    from compiler.runtime.manifest import DimensionRange
 
     size = f"{document['parameters']:,} parameters, {document['weight_bytes'] / 1e6:.1f} MB"
     shown: list[RenderableType] = [line(f"{document['model']} ({document['role']}): {size}")]
     shown += [line(f"  in   {one}") for one in document["inputs"]]
     shown += [line(f"  out  {one}") for one in document["outputs"]]
     for name, dim in document["dimensions"].items():
-        limit = "or more" if dim["maximum"] is None else f"to {dim['maximum']}"
-        shown.append(line(f"  {name} is {dim['minimum']} {limit}"))
+        shown.append(line(f"  {name} is {DimensionRange(**dim)}"))
     shown += [line(f"  note: {note}") for note in document["notes"]]
     for kind in dict.fromkeys(one["kind"] for one in document["sites"]):
         rows = [site_row(one) for one in document["sites"] if one["kind"] == kind]
