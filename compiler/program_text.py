@@ -8,17 +8,22 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import fx
 
+from compiler.regions import region_nodes, regions_of, runs_regions
+
 if TYPE_CHECKING:
     from compiler.program import Program
 
 
 def program_text(program: Program) -> str:
-    """Inputs, one line a node, outputs. Nodes are numbered as they appear; the names of tracing do not matter."""
-    symbols = symbol_names(program)
+    """Inputs, one line a node, outputs, regions. Nodes are numbered as they appear, whatever tracing named them."""
+    return "\n".join(_lines(program.graph_module, symbol_names(program))) + "\n"
+
+
+def _lines(module: fx.GraphModule, symbols: dict[str, str]) -> list[str]:
     names: dict[fx.Node, str] = {}
     lines = []
     count = 0
-    for node in program.graph.nodes:
+    for node in module.graph.nodes:
         if node.op == "placeholder":
             names[node] = f"%{node.name}"
             lines.append(f"input {names[node]} : {value_text(node, symbols)}")
@@ -32,7 +37,11 @@ def program_text(program: Program) -> str:
             arguments = [_argument(a, names) for a in node.args]
             arguments += [f"{key}={_argument(a, names)}" for key, a in node.kwargs.items()]
             lines.append(f"{names[node]} = {operator_name(node)}({', '.join(arguments)}) : {value_text(node, symbols)}")
-    return "\n".join(lines) + "\n"
+    for node in module.graph.nodes:
+        if runs_regions(node):
+            for body, region in zip(region_nodes(node), regions_of(module, node), strict=True):
+                lines += [f"region @{body.target}", *(f"  {line}" for line in _lines(region, symbols))]
+    return lines
 
 
 def operator_name(node: fx.Node) -> str:

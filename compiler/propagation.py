@@ -15,6 +15,8 @@ from torch._dispatch.python import enable_python_dispatcher
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.passes.fake_tensor_prop import FakeTensorProp
 
+from compiler.regions import region_operands, regions_of, runs_regions
+
 PROVENANCE = "propagated_from"
 """Key of a node's meta: what its value was computed from."""
 
@@ -57,6 +59,8 @@ class _IncrementalProp(FakeTensorProp):
         if n.op in ("placeholder", "output"):
             return super().run_node(n)
         provenance = _provenance(n, self.module)
+        if runs_regions(n):
+            self._propagate_regions(n)
         current = n.op != "call_module" and n.meta.get(PROVENANCE) == provenance
         if current and not any(read in self._changed for read in n.all_input_nodes):
             return n.meta["val"]
@@ -67,6 +71,13 @@ class _IncrementalProp(FakeTensorProp):
         if "val" in n.meta:
             n.meta[PROVENANCE] = provenance
         return result
+
+    def _propagate_regions(self, node: fx.Node) -> None:
+        operands = [one.meta["val"] if isinstance(one, fx.Node) else one for one in region_operands(node)]
+        for region in regions_of(self.module, node):
+            for placeholder, value in zip(region.graph.find_nodes(op="placeholder"), operands, strict=True):
+                placeholder.meta["val"] = value
+            _IncrementalProp(region, self._mode).propagate_dont_convert_inputs(*operands)
 
 
 def _provenance(node: fx.Node, module: Any) -> tuple[Any, ...]:
