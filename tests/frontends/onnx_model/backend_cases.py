@@ -62,10 +62,15 @@ def data_of(case: Any) -> Iterator[tuple[list[Any], list[Any]]]:
     """Inputs and expected outputs of every data set of a case, as numpy arrays (or lists of them)."""
     if case.data_sets is not None:
         for inputs, outputs in case.data_sets:
-            yield list(inputs), list(outputs)
+            yield [_array(one) for one in inputs], [_array(one) for one in outputs]
         return
     for folder in sorted(Path(case.model_dir).glob("test_data_set_*")):
         yield _stored(folder, "input"), _stored(folder, "output")
+
+
+def _array(given: Any) -> Any:
+    """A value of a data set as numpy has it: types that numpy lacks are given as protobuf."""
+    return onnx.numpy_helper.to_array(given) if isinstance(given, onnx.TensorProto) else given
 
 
 def _stored(folder: Path, role: str) -> list[Any]:
