@@ -60,27 +60,31 @@ def attended(
     if len(shape_of(query)) != 4:
         problem = f"attention over {len(shape_of(query))}-d queries"
         raise CompilerError("lowering to ONNX", problem, "Give queries as [batch, heads, tokens, head_dim].", node.name)
-    added = additive_mask(w, mask, shape_of(query)[2]) if mask is not None else None
-    return w.emit(
+    dtype = query.meta["val"].dtype
+    kernel_type = torch.float32 if dtype == torch.bfloat16 else dtype
+    result = w.emit(
         "Attention",
-        w.value(query),
-        w.value(key),
-        w.value(value),
-        added,
+        *(w.tensor(one, kernel_type) for one in (query, key, value)),
+        additive_mask(w, mask, shape_of(query)[2], kernel_type) if mask is not None else None,
         is_causal=int(causal) or None,
         scale=float(scale) if scale is not None else None,
         softcap=float(softcap) or None,
     )
+    return result if kernel_type == dtype else w.cast(result, dtype)
 
 
-def additive_mask(w: GraphWriter, mask: fx.Node, token_count: Any) -> ir.Value:
-    """The mask in float, 0 where attended, with a row for every query: ONNX Runtime does not broadcast over queries."""
+def additive_mask(w: GraphWriter, mask: fx.Node, token_count: Any, dtype: torch.dtype) -> ir.Value:
+    """The mask as numbers of `dtype`, 0 where attended, with a row for every query.
+
+    ONNX Runtime does not broadcast over queries. It gives zeros for rows that hold only the lowest number.
+    """
 
     def make() -> ir.Value:
-        value, shape = w.value(mask), shape_of(mask)
+        shape = shape_of(mask)
+        value = w.tensor(mask) if mask.meta["val"].dtype == torch.bool else w.tensor(mask, dtype)
         if mask.meta["val"].dtype == torch.bool:
-            lowest = torch.finfo(torch.float32).min
-            value = w.emit("Where", value, w.tensor(0.0, torch.float32), w.tensor(lowest, torch.float32))
+            lowest = torch.finfo(dtype).min
+            value = w.emit("Where", value, w.tensor(0.0, dtype), w.tensor(lowest, dtype))
         if len(shape) < 2:
             value, shape = reshaped(w, value, shape, [1] * (2 - len(shape)) + shape), [1] * (2 - len(shape)) + shape
         wanted = [*shape[:-2], token_count, shape[-1]]
@@ -88,4 +92,4 @@ def additive_mask(w: GraphWriter, mask: fx.Node, token_count: Any) -> ir.Value:
             value = expanded(w, value, shape, wanted)
         return value
 
-    return w.shared(("additive mask", mask.name, str(token_count)), make)
+    return w.shared(("additive mask", mask.name, str(token_count), dtype), make)

@@ -57,7 +57,8 @@ def attention(
         allowed.append(torch.arange(keys, device=q.device) < nonpad_kv_seqlen.reshape(-1, 1, 1, 1))
     mask = joined_mask(allowed, added)
     causal = bool(is_causal) and from_start
-    y = attended(q, k, v.to(q.dtype), mask, causal, scale, softcap)
+    same = v if v.dtype == q.dtype else v.to(q.dtype)
+    y = attended(q, k, same, mask, causal, scale, softcap)
     results = [merge_heads(y) if packed else y, k, v]
     if node.has_output(3):
         results.append(score_output(q, k, mask, causal, scale, softcap, qk_matmul_output_mode))
@@ -150,7 +151,9 @@ def score_output(
     if stage < WEIGHTS:
         return scores
     blind = (scores == -torch.inf).all(dim=-1, keepdim=True)
-    return torch.softmax(scores.masked_fill(blind, 0.0), dim=-1).masked_fill(blind, 0.0)
+    wide = torch.promote_types(scores.dtype, torch.float32)
+    weights = torch.softmax(scores.masked_fill(blind, 0.0).to(wide), dim=-1).masked_fill(blind, 0.0)
+    return weights.to(scores.dtype)
 
 
 def _offset(tokens: Size, past_key: Tensor | None, nonpad_kv_seqlen: Tensor | None) -> Size | Tensor:
