@@ -61,6 +61,7 @@ def load_all() -> dict[str, Translation]:
         mixture_of_experts,
         neural,
         quantized,
+        recurrent,
         reductions,
         shapes,
         sizes,
