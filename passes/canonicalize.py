@@ -143,11 +143,36 @@ def write_transpose(node: fx.Node) -> fx.Node | None:
 
 
 def _is_turned_key(node: fx.Node, order: tuple[int, ...]) -> bool:
-    """Whether `node` is the right operand of a product, with the last dim of what was reordered now second to last."""
+    """Whether `node`, or a number times it, is the right operand of a product, with the last dim of what was reordered
+    now second to last.
+    """
     right_operands: dict[Any, int] = {aten.matmul.default: 1, aten.bmm.default: 1, aten.baddbmm.default: 2}
-    products = (user for user in node.users if is_call(user, *right_operands))
     last = len(order) - 1
-    return last >= 2 and order[-2] == last and any(user.args[right_operands[user.target]] is node for user in products)
+    if last < 2 or order[-2] != last:
+        return False
+    scaled = only_user(node)
+    while scaled is not None and is_call(scaled, aten.mul.Tensor, aten.div.Tensor) and scaled.args[0] is node:
+        node, scaled = scaled, only_user(scaled)
+    products = (user for user in node.users if is_call(user, *right_operands))
+    return any(user.args[right_operands[user.target]] is node for user in products)
+
+
+def write_merged_turn(node: fx.Node) -> fx.Node | None:
+    """reshape(transpose(reshape(x, [-1, a, b]), 1, 2), [..., b, a]) is transpose(x, -2, -1): exporters to ONNX turn so."""
+    if not is_call(node, *VIEWS) or permutation(turned := _first(node)) != (0, 2, 1):
+        return None
+    merged = _first(turned)
+    if not is_call(merged, *VIEWS):
+        return None
+    x = _first(merged)
+    rank = value(x).dim()
+    before, after = value(x).shape, value(node).shape
+    if rank < 3 or len(after) != rank or not all(same_size(before[dim], value(merged).shape[dim]) for dim in (-2, -1)):
+        return None
+    wanted = (*before[:-2], before[-1], before[-2])
+    if not all(same_size(ours, theirs) for ours, theirs in zip(wanted, after, strict=True)):
+        return None
+    return insert_call(node, aten.transpose.int, x, rank - 2, rank - 1)
 
 
 def drop_neutral_number(node: fx.Node) -> fx.Node | None:
@@ -235,6 +260,7 @@ RULES: tuple[Rule, ...] = (
     drop_alias,
     drop_full_slice,
     drop_same_shape,
+    write_merged_turn,
     write_view_as_reshape,
     write_transpose,
     write_bitwise,

@@ -1,6 +1,8 @@
 """Reads eager attention backwards from its softmax: scale, softcap, masks, and the product of query and key.
 
-softmax(softcap(query @ key.T * scale) + mask) @ value
+    softmax(softcap(query @ key.T * scale) + mask) @ value
+
+Exporters of ONNX write (query * sqrt(scale)) @ (key.T * sqrt(scale)), and put 0 where the softmax is not a number.
 """
 
 from __future__ import annotations
@@ -105,6 +107,9 @@ def read_values(softmax: fx.Node) -> tuple[fx.Node, fx.Node, list[fx.Node]] | No
     while (user := _passing_user(node)) is not None:
         passed.append(user)
         node = user
+    if (guarded := _without_nan(node)) is not None:
+        passed += guarded
+        node = guarded[-1]
     products = [user for user in node.users if is_call(user, *PRODUCTS) and operands(user)[0] is node]
     if not products:
         return None
@@ -203,6 +208,7 @@ def _read_product(product: fx.Node, scores: Scores) -> None:
                 raise NearMissError(f"the bias is multiplied by {beta}", product)
             scores.add_mask(operands(product)[0], product)
         scores.scale *= alpha
+    query, turned = _without_shared_scale(query, turned, scores)
     order = permutation(turned)
     rank = value(turned).dim()
     if order != (*range(rank - 2), rank - 1, rank - 2):
@@ -211,6 +217,42 @@ def _read_product(product: fx.Node, scores: Scores) -> None:
     scores.query = four_dimensional(query, "query")
     scores.key = four_dimensional(operands(turned)[0], "key")
     scores.nodes += [node for node in (query, operands(turned)[0]) if value(node).dim() == 3]
+
+
+def _without_shared_scale(query: fx.Node, turned: fx.Node, scores: Scores) -> tuple[fx.Node, fx.Node]:
+    """What query and key were before both were multiplied by one number, the root of the scale."""
+    ours, theirs = _scaled(query), _scaled(turned)
+    if ours is None or theirs is None or abs(ours[1] - theirs[1]) > 1e-6 * abs(ours[1]):
+        return query, turned
+    scores.scale *= ours[1] * theirs[1]
+    scores.nodes += [query, turned]
+    return ours[0], theirs[0]
+
+
+def _scaled(node: fx.Node) -> tuple[fx.Node, float] | None:
+    """x and the number, when `node` is x times a number that is not 0."""
+    if not is_call(node, aten.mul.Tensor, aten.div.Tensor):
+        return None
+    left, right = operands(node)
+    if is_call(node, aten.div.Tensor):
+        number = scalar(right)
+        return (left, 1 / number) if number else None
+    for x, factor in ((left, right), (right, left)):
+        if has_tensor(x) and (number := scalar(factor)):
+            return x, number
+    return None
+
+
+def _without_nan(weights: fx.Node) -> list[fx.Node] | None:
+    """The nodes isnan and where, when all that reads `weights` is where(isnan(weights), 0, weights)."""
+    if len(weights.users) != 2:
+        return None
+    check = next((user for user in weights.users if is_call(user, aten.isnan.default)), None)
+    chosen = only_user(check) if check is not None else None
+    if chosen is None or chosen not in weights.users or not is_call(chosen, aten.where.self, aten.where.ScalarSelf):
+        return None
+    condition, filled, kept = operands(chosen)
+    return [check, chosen] if condition is check and kept is weights and scalar(filled) == 0 else None  # type: ignore[list-item]
 
 
 def _passing_user(node: fx.Node) -> fx.Node | None:

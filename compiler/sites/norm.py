@@ -1,4 +1,4 @@
-"""Norm sites: layer norm, RMS norm (one op, or its six ATen nodes), batch norm in inference, group norm.
+"""Norm sites: layer norm and RMS norm (one op, or written out), batch norm in inference, group norm.
 
 Inputs:    x.      Output: the normed x.
 Bindings:  norm ("layer_norm" | "rms_norm" | "batch_norm" | "group_norm"), weight, bias (dotted names or None), epsilon;
@@ -25,6 +25,7 @@ from compiler.patterns import (
     through,
     value,
 )
+from compiler.sites.layer_norm import LayerNorm, match_layer_norm
 from compiler.sites.names import refusal, weighted_name
 from compiler.sites.rms_norm import RmsNorm, match_rms_norm
 from compiler.sites.site import Refusal, Site
@@ -44,6 +45,9 @@ def match_norm(node: fx.Node) -> Site | Refusal | None:
     if str(node.target) == "regraft.rms_norm.default":
         x, weight, epsilon = operands(node)
         return _rms_site(RmsNorm(x, weight, epsilon, node, (node,)))
+    written_out = match_layer_norm(node)
+    if written_out is not None:
+        return _layer_site(written_out) if isinstance(written_out, LayerNorm) else written_out
     found = match_rms_norm(node)
     return _rms_site(found) if isinstance(found, RmsNorm) else found
 
@@ -55,6 +59,14 @@ def _rms_site(norm: RmsNorm) -> Site | Refusal:
     weight, offset, between = stored
     bindings = {"weight": _name(weight), "bias": None, "epsilon": norm.epsilon, "weight_offset": offset}
     return _site(norm.output, in_graph_order([*norm.nodes, *between]), norm.x, "rms_norm", bindings)
+
+
+def _layer_site(norm: LayerNorm) -> Site | Refusal:
+    for tensor in (norm.weight, norm.bias):
+        if tensor is not None and not is_weight(tensor):
+            return refusal("norm", f"a weight is computed by {tensor.name}", norm.output)
+    bindings = {"weight": _name(norm.weight), "bias": _name(norm.bias), "epsilon": norm.epsilon}
+    return _site(norm.output, norm.nodes, norm.x, "layer_norm", bindings)
 
 
 def _match_op(node: fx.Node, norm: str) -> Site | Refusal:

@@ -44,26 +44,35 @@ def match_rms_norm(node: fx.Node) -> RmsNorm | Refusal | None:
     if is_call(node, aten.rms_norm.default):
         return _match_operator(node)
     square = operands(node)[0] if is_call(node, aten.mean.dim) else None
-    x = _squared(square)
-    if square is None or x is None:
+    x = squared(square)
+    if square is None or x is None or centered(x) is not None:
         return None
-    root = _inverse_root(node)
+    root = inverse_root(node)
     if root is None:
         return None
-    added, inverse, epsilon = root
-    normal = next((user for user in inverse.users if _scales(user, x, inverse)), None)
+    added, roots, epsilon = root
+    inverse = roots[-1]
+    normal = next((user for user in inverse.users if scales(user, x, inverse)), None)
     if normal is None:
         return None
     if list(argument(node, "dim")) not in ([-1], [value(x).dim() - 1]) or not argument(node, "keepdim"):
         return refusal("norm", "the mean is not over the last dim alone", node)
-    inner = (square, node, added, inverse)
+    inner = (square, node, added, *roots)
     crowded = next((part for part in inner if only_user(part) is None), None)
     if crowded is not None:
         return refusal("norm", "an inner value has other users", crowded)
     return _with_weight(x, normal, epsilon, inner)
 
 
-def _squared(node: Any) -> fx.Node | None:
+def centered(node: fx.Node) -> fx.Node | None:
+    """x, when `node` is x minus its mean, as in a layer norm."""
+    if not is_call(node, aten.sub.Tensor) or argument(node, "alpha") != 1:
+        return None
+    x, mean = operands(node)
+    return x if is_call(mean, aten.mean.dim) and operands(mean)[0] is x else None
+
+
+def squared(node: Any) -> fx.Node | None:
     """x, when `node` is x ** 2 or x * x."""
     if is_call(node, aten.pow.Tensor_Scalar) and node.args[1] == 2:
         return operands(node)[0]  # type: ignore[no-any-return]
@@ -72,25 +81,39 @@ def _squared(node: Any) -> fx.Node | None:
     return operands(node)[0] if is_call(node, aten.square.default) else None
 
 
-def _inverse_root(mean: fx.Node) -> tuple[fx.Node, fx.Node, float] | None:
-    """The nodes of mean + epsilon and of its rsqrt or sqrt, and epsilon."""
+def inverse_root(mean: fx.Node) -> tuple[fx.Node, list[fx.Node], float] | None:
+    """The node of mean + epsilon, those of its rsqrt, sqrt, or sqrt and reciprocal, and epsilon."""
     added = next((user for user in mean.users if is_call(user, aten.add.Tensor, aten.add.Scalar)), None)
     if added is None or argument(added, "alpha") != 1:
         return None
     epsilon = next((scalar(item) for item in added.args if item is not mean), None)
-    inverse = next((user for user in added.users if _is_root(user)), None)
-    return None if epsilon is None or inverse is None else (added, inverse, epsilon)
+    root = next((user for user in added.users if _is_root(user)), None)
+    if epsilon is None or root is None:
+        return None
+    inverse = next((user for user in root.users if _is_square_root(root) and _is_inverse(user, root)), None)
+    return added, [root] if inverse is None else [root, inverse], epsilon
 
 
 def _is_root(node: fx.Node) -> bool:
-    if is_call(node, aten.pow.Tensor_Scalar):
-        return node.args[1] in (-0.5, 0.5)
-    return is_call(node, aten.rsqrt.default, aten.sqrt.default)
+    return _is_square_root(node) or (
+        is_call(node, aten.rsqrt.default) or (is_call(node, aten.pow.Tensor_Scalar) and node.args[1] == -0.5)
+    )
 
 
-def _scales(node: fx.Node, x: fx.Node, inverse: fx.Node) -> bool:
+def _is_square_root(node: fx.Node) -> bool:
+    return is_call(node, aten.sqrt.default) or (is_call(node, aten.pow.Tensor_Scalar) and node.args[1] == 0.5)
+
+
+def _is_inverse(node: fx.Node, root: fx.Node) -> bool:
+    """Whether `node` is 1 / root."""
+    if is_call(node, aten.div.Tensor):
+        return scalar(node.args[0]) == 1 and node.args[1] is root
+    return is_call(node, aten.reciprocal.default)
+
+
+def scales(node: fx.Node, x: fx.Node, inverse: fx.Node) -> bool:
     """Whether `node` is x * rsqrt(...) or x / sqrt(...)."""
-    if is_call(inverse, aten.sqrt.default) or (is_call(inverse, aten.pow.Tensor_Scalar) and inverse.args[1] == 0.5):
+    if _is_square_root(inverse):
         return is_call(node, aten.div.Tensor) and node.args == (x, inverse)
     return is_call(node, aten.mul.Tensor) and node.args in ((x, inverse), (inverse, x))
 
