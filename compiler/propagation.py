@@ -32,9 +32,8 @@ def _fake_mode(graph_module: fx.GraphModule, values: list[Any]) -> FakeTensorMod
     """The mode of the placeholders; in a graph without any, that of the values it has, or a new one."""
     if not values:
         values = [node.meta.get("val") for node in graph_module.graph.nodes]
-        modes = [value.fake_mode for value in values if hasattr(value, "fake_mode")]
-        return modes[0] if modes else FakeTensorMode()
-    modes = [value.fake_mode for value in values if hasattr(value, "fake_mode")]
+        return next((mode for value in values if (mode := getattr(value, "fake_mode", None))), FakeTensorMode())
+    modes: list[FakeTensorMode] = [value.fake_mode for value in values if hasattr(value, "fake_mode")]
     if not modes:
         raise ValueError("the placeholders' meta['val'] must be fake tensors")
     return modes[0]

@@ -62,11 +62,11 @@ def example_inputs(
 def _example(doing: str, value: ir.Value, dims: Mapping[int, str], free: int, generator: torch.Generator) -> Tensor:
     assert value.shape is not None
     sizes = [
-        (BATCH_SIZE if "batch" in dims[index].lower() or index == 0 else free) if index in dims else int(size)  # type: ignore[arg-type]
+        (BATCH_SIZE if "batch" in dims[index].lower() or index == 0 else free) if index in dims else int(size)
         for index, size in enumerate(value.shape)
     ]
     try:
-        dtype = carrier(value.dtype)  # type: ignore[arg-type]
+        dtype = carrier(value.dtype)
     except (ValueError, AttributeError) as error:
         hint = "Inputs are tensors of numbers."
         raise CompilerError(doing, f"input {value.name!r} is {value.type}: {error}", hint) from error

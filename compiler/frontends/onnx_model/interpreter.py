@@ -88,7 +88,11 @@ class OnnxModule(nn.Module):
         self.model = model
         self.fixed = dict(fixed or {})
         self._constants: dict[ir.Value, Known] = {}
+        self._last_reads: dict[ir.Graph, dict[ir.Node, list[ir.Value]]] = {}
         self._attributes: dict[ir.Node, dict[str, Any]] = {}
+        self._stand_ins: dict[str, Tensor] = {}
+        self.notes: dict[str, None] = {}
+        self.operators_in_loops = 0
         self._versions = {("" if domain in ONNX_DOMAINS else domain): v for domain, v in model.opset_imports.items()}
         self._constants.update(add_weights(self, model.graph))
         for value in model.graph.inputs:
@@ -106,19 +110,38 @@ class OnnxModule(nn.Module):
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         environment = Environment()
         environment.values.update(zip(self.arguments, tensors, strict=True))
+        self.operators_in_loops = 0
         with traceback.preserve_node_meta():
             outputs = self._run_nodes(self.model.graph, environment)
             return tuple(self.tensor(output) for output in flattened(outputs))
 
-    def run_graph(self, graph: ir.Graph, inputs: Sequence[Any], outer: Environment) -> list[Any]:
-        """The values of a subgraph's outputs."""
+    def run_graph(
+        self,
+        graph: ir.Graph,
+        inputs: Sequence[Any],
+        outer: Environment,
+        values: Mapping[ir.Value, Any],
+        weights: Mapping[str, Tensor],
+    ) -> list[Any]:
+        """The values of a subgraph's outputs; `values` and `weights` stand in for those around it."""
         environment = Environment(outer)
+        environment.values.update(values)
         environment.values.update(zip(graph.inputs, inputs, strict=False))
-        return self._run_nodes(graph, environment)
+        before = self._stand_ins
+        self._stand_ins = {**before, **weights}
+        try:
+            return self._run_nodes(graph, environment)
+        finally:
+            self._stand_ins = before
+
+    def constant(self, value: ir.Value) -> Known | None:
+        """The numbers of a value that is a weight, or computed from constants alone."""
+        return self._constants.get(value)
 
     def version(self, domain: str) -> int:
         """The opset version that the model imports for a domain."""
-        return self._versions.get("" if domain in ONNX_DOMAINS else domain, 1)
+        found: int = self._versions.get("" if domain in ONNX_DOMAINS else domain, 1)
+        return found
 
     def find(self, node: ir.Node) -> Operator | None:
         """The table's entry for a node, or None."""
@@ -127,7 +150,8 @@ class OnnxModule(nn.Module):
 
     def node_name(self, node: ir.Node) -> str:
         """The node's name, or that of its first output."""
-        return node.name or next((value.name for value in node.outputs if value.name), node.op_type) or node.op_type
+        named = (value.name for value in node.outputs if value.name)
+        return str(node.name or next(named, node.op_type))
 
     def tensor(self, value: Any) -> Tensor:
         """A value as a tensor; one that the module keeps is that weight."""
@@ -138,7 +162,9 @@ class OnnxModule(nn.Module):
         raise TypeError(f"a tensor is needed, not {'nothing' if value is None else type(value).__name__}")
 
     def weight(self, name: str) -> Tensor:
-        """The parameter or buffer under a dotted name."""
+        """The parameter or buffer under a dotted name, or what stands in for it in a subgraph."""
+        if name in self._stand_ins:
+            return self._stand_ins[name]
         path, _, leaf = name.rpartition(".")
         found = getattr(self.get_submodule(path), leaf)
         assert isinstance(found, Tensor)
@@ -152,7 +178,23 @@ class OnnxModule(nn.Module):
                 results = self._run_node(node, environment)
             for value, result in zip(node.outputs, results, strict=False):
                 environment[value] = result
+            for value in self._read_last(graph).get(node, ()):
+                environment.values.pop(value, None)
         return [self._held(value, environment) for value in graph.outputs]
+
+    def _read_last(self, graph: ir.Graph) -> dict[ir.Node, list[ir.Value]]:
+        """The values that no one reads after a node, so that memory holds only what is still needed."""
+        if graph not in self._last_reads:
+            readers: dict[ir.Value, ir.Node] = {}
+            for node in graph:
+                readers.update(dict.fromkeys((value for value in node.inputs if value is not None), node))
+            found: dict[ir.Node, list[ir.Value]] = {}
+            for value, node in readers.items():
+                inside = all(use.node.graph is graph for use in value.uses())
+                if inside and value not in graph.outputs and not value.is_graph_input():
+                    found.setdefault(node, []).append(value)
+            self._last_reads[graph] = found
+        return self._last_reads[graph]
 
     def _held(self, value: ir.Value | None, environment: Environment) -> Any:
         if value is None or value.name == "":
@@ -238,7 +280,7 @@ class OnnxModule(nn.Module):
             if isinstance(given, Known):
                 return given
             raise context.needed(index, f"its {name}")
-        if form == Operand:
+        if form in (Operand, Operand | None):
             return self._operand(given, arguments)
         return self.tensor(given) if wants(form, Tensor) else given
 

@@ -26,7 +26,7 @@ import re
 import typing
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any, TypeVar
 
 from torch import Tensor
@@ -143,9 +143,9 @@ def wants(form: Any, kind: type) -> bool:
     return form is kind or kind in typing.get_args(form)
 
 
+@cache
 def _load_all() -> None:
     from compiler.frontends.onnx_model import operators
 
-    if not TABLE:
-        for found in pkgutil.walk_packages(operators.__path__, f"{operators.__name__}."):
-            importlib.import_module(found.name)
+    for found in pkgutil.walk_packages(operators.__path__, f"{operators.__name__}."):
+        importlib.import_module(found.name)

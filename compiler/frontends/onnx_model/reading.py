@@ -13,6 +13,7 @@ from compiler.errors import CompilerError
 from compiler.frontends.input_texts import StatedInput
 from compiler.frontends.onnx_model.example_inputs import example_inputs, symbolic_dims
 from compiler.frontends.onnx_model.interpreter import OnnxModule, operator_label
+from compiler.frontends.onnx_model.memory_guard import require_room
 from compiler.frontends.onnx_model.node_context import ValueNeededError, subgraphs
 from compiler.frontends.torch_export import capture
 from compiler.program import Program
@@ -48,6 +49,7 @@ def program_from_onnx(
             if not deciding:
                 raise
             fixed.update({name: values[name] for name in deciding})
+    program.notes += module.notes
     program.notes += [f"input {name!r} decides shapes: fixed at {value.tolist()}" for name, value in fixed.items()]
     return program
 
@@ -117,6 +119,7 @@ def _examples_that_run(
     """The first example inputs that the model takes. Raises what the first ones raised where it takes none."""
     failure: CompilerError | None = None
     for examples in example_inputs(module.doing, module.arguments, dims, stated):
+        require_room(module.doing, module, examples)
         try:
             with torch.no_grad():
                 module(*examples.values())

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from compiler.frontends.onnx_model.element_types import tensor_from_numpy
+from compiler.frontends.onnx_model.element_types import carrier, tensor_from_numpy
 from compiler.frontends.onnx_model.known import LARGEST_FOLDED, Known
 from compiler.frontends.onnx_model.node_context import subgraphs
 
@@ -29,11 +29,22 @@ def add_weights(module: nn.Module, graph: ir.Graph) -> dict[ir.Value, Known]:
     """Register every stored tensor of the graph and its subgraphs; give them as Knowns by ONNX value."""
     found: dict[ir.Value, Known] = {}
     for value, tensor in _stored(graph):
-        held = tensor_from_numpy(tensor.numpy(), tensor.dtype)
+        held = stored_tensor(tensor)
         array = (held.float() if _has_no_numpy(held) else held).numpy()
         name = None if _is_number(held) else register(module, value.name or "constant", held)
         found[value] = Known(array, held.dtype, name)
     return found
+
+
+def stored_tensor(tensor: ir.TensorProtocol) -> Tensor:
+    """A stored tensor as torch's. External data is mapped, not read: pages come in when they are used, and stay clean."""
+    import onnx_ir as ir
+
+    if isinstance(tensor, ir.ExternalTensor) and tensor.dtype.bitwidth >= 8 and tensor.size:
+        offset, byte_count = tensor.offset or 0, tensor.size * tensor.dtype.itemsize
+        mapped = np.memmap(tensor.path, np.uint8, "c", int(offset), (byte_count,))
+        return torch.from_numpy(mapped).view(carrier(tensor.dtype)).reshape([int(size) for size in tensor.shape])
+    return tensor_from_numpy(tensor.numpy(), tensor.dtype)
 
 
 def register(module: nn.Module, wanted: str, tensor: Tensor) -> str:
