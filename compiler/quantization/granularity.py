@@ -22,6 +22,8 @@ def spread(parameter: Tensor, shape: Sequence[Any], axis: int, block_size: int) 
     if block_size:
         if parameter.dim() != len(shape):
             raise ValueError(f"{parameter.dim()}-d scales of blocks for {len(shape)}-d values")
+        if parameter.shape[axis] == 1:
+            return parameter
         return parameter.repeat_interleave(block_size, dim=axis).narrow(axis, 0, shape[axis])
     if parameter.dim() != 1:
         raise ValueError(f"{parameter.dim()}-d scales without a block size")
@@ -33,6 +35,8 @@ def gathered(gradient: Tensor, parameter: Tensor, axis: int, block_size: int) ->
     if parameter.numel() == 1:
         return gradient.sum().reshape(parameter.shape)
     axis %= gradient.dim()
+    if block_size and parameter.shape[axis] == 1:
+        return gradient.sum(axis, keepdim=True)
     if not block_size:
         return gradient.sum([index for index in range(gradient.dim()) if index != axis])
     blocks = torch.arange(gradient.shape[axis], device=gradient.device) // block_size

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from compiler.errors import CompilerError
 from compiler.frontends.onnx_model.node_context import subgraphs
+from compiler.frontends.onnx_model.quantized_graphs import unify_quantized
 from compiler.frontends.traced_module import first_line
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ def read_model(doing: str, path: Path) -> ir.Model:
 
 
 def prepared(doing: str, model: ir.Model) -> ir.Model:
-    """The model with its functions inlined and its nodes in an order in which they can run."""
+    """The model with its functions inlined, its quantized forms unified, and its nodes in an order that can run."""
     from onnx_ir.passes.common import InlinePass
 
     if model.functions:
@@ -64,6 +65,7 @@ def prepared(doing: str, model: ir.Model) -> ir.Model:
         model.graph.sort()
     except ValueError as error:
         raise CompilerError(doing, "its nodes form a cycle", DAMAGED) from error
+    unify_quantized(doing, model)
     return model
 
 
