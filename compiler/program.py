@@ -69,7 +69,8 @@ class Program:
 
     `example_inputs` are small real tensors in the order of `inputs`, with every symbolic dim at least 2. `role` is what
     the frontend found the model to be (encoder, causal-lm, classifier, seq2seq) or unknown. `tokenizer` is a folder or
-    file to read the tokenizer from. `source` names the model for people.
+    file to read the tokenizer from. `source` names the model for people. `description` and `metadata` are the model
+    file's own words, such as the names of its classes; backends pass them on.
     """
 
     graph_module: fx.GraphModule
@@ -81,6 +82,8 @@ class Program:
     source: str = ""
     trail: list[TrailEntry] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    description: str = ""
+    metadata: dict[str, str] = field(default_factory=dict)
 
     @property
     def graph(self) -> fx.Graph:

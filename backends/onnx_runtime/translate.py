@@ -36,7 +36,13 @@ def onnx_model(program: Program) -> ir.Model:
     graph = writer.finish()
     opset, ir_version = _versions(graph)
     graph.opset_imports.update({"": opset, MICROSOFT: 1})
-    return ir.Model(graph, ir_version=ir_version, producer_name="regraft")
+    return ir.Model(
+        graph,
+        ir_version=ir_version,
+        producer_name="regraft",
+        doc_string=program.description or None,
+        metadata_props=program.metadata,
+    )
 
 
 def _versions(graph: ir.Graph) -> tuple[int, int]:

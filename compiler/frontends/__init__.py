@@ -7,6 +7,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+from compiler.errors import CompilerError
+
 if TYPE_CHECKING:
     from compiler.program import Program
 
@@ -21,6 +23,25 @@ class LoadOptions:
 
     inputs: tuple[str, ...] = ()
     allow_pickle: bool = False
+
+
+@dataclass(frozen=True)
+class UnsupportedOperator:
+    """An operator that a frontend does not read, how many nodes use it, and the first of them."""
+
+    operator: str
+    count: int
+    first: str
+
+
+class UnsupportedOperatorsError(CompilerError):
+    """A model uses operators that its frontend does not read; `operators` lists them all."""
+
+    def __init__(self, doing: str, operators: tuple[UnsupportedOperator, ...], hint: str) -> None:
+        listed = ", ".join(f"{one.operator} ({one.count}, first {one.first!r})" for one in operators)
+        noun = "operator is" if len(operators) == 1 else "operators are"
+        super().__init__(doing, f"{len(operators)} {noun} not read: {listed}", hint)
+        self.operators = operators
 
 
 class Frontend(ABC):

@@ -1,18 +1,22 @@
 """Read `--input name=dtype[shape]`, as in `x=float32[batch,3,height:64,64]`: a named dim is symbolic, `:64` is its size
-in the example."""
+in the example. `--input name=16000` and `name=[1,2,3]` fix an input at these numbers.
+"""
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from compiler.errors import CompilerError, nearest_hint
 
-INPUT = re.compile(r"\s*(?P<name>[A-Za-z_]\w*)\s*=\s*(?P<dtype>\w+)\s*(?:\[(?P<shape>[^\]]*)\])?\s*")
+INPUT = re.compile(r"\s*(?P<name>[^=\s]+)\s*=\s*(?P<dtype>\w+)\s*(?:\[(?P<shape>[^\]]*)\])?\s*")
+FIXED = re.compile(r"\s*(?P<name>[^=\s]+)\s*=\s*(?P<numbers>[-\d.\[].*|true|false)\s*")
 DIM = re.compile(r"(?P<fixed>\d+)|(?P<name>[A-Za-z_]\w*)(?::(?P<size>\d+))?")
 DTYPES = {
     name: getattr(torch, name)
@@ -53,6 +57,31 @@ def stated_inputs(texts: Sequence[str]) -> dict[str, StatedInput]:
             raise CompilerError(f"reading --input {text!r}", f"{one.name!r} is stated twice", "State every input once.")
         stated[one.name] = one
     return stated
+
+
+def fixed_inputs(texts: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
+    """The inputs that texts fix, as numbers or nested lists of them by name, and the texts that do not.
+
+    Raises CompilerError that quotes the text at fault.
+    """
+    fixed: dict[str, Any] = {}
+    others = []
+    for text in texts:
+        match = FIXED.fullmatch(text)
+        if match is None:
+            others.append(text)
+            continue
+        doing = f"reading --input {text!r}"
+        try:
+            numbers = json.loads(match["numbers"])
+            torch.tensor(numbers)
+        except (ValueError, TypeError, RuntimeError) as error:
+            hint = "Write a number, or a list of equally long lists of numbers, as in sizes=[1,3,224,224]."
+            raise CompilerError(doing, f"{match['numbers']!r} is no tensor of numbers", hint) from error
+        if match["name"] in fixed:
+            raise CompilerError(doing, f"{match['name']!r} is stated twice", "State every input once.")
+        fixed[match["name"]] = numbers
+    return fixed, others
 
 
 def stated_examples(stated: dict[str, StatedInput]) -> dict[str, Tensor]:

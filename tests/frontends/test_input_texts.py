@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from compiler.errors import CompilerError
-from compiler.frontends.input_texts import stated_examples, stated_inputs
+from compiler.frontends.input_texts import fixed_inputs, stated_examples, stated_inputs
 
 
 def test_numbers_are_fixed_and_names_are_symbolic():
@@ -37,6 +37,19 @@ def test_what_cannot_be_read(text: str, problem: str, hint: str):
     assert caught.value.doing == f"reading --input {text!r}"
     assert caught.value.problem == problem
     assert hint in caught.value.hint
+
+
+def test_numbers_fix_an_input_and_other_texts_are_left():
+    texts = ["rate=16000", "serving:0=[[1,2],[3,4]]", "scale=-0.5", "on=true", "x=float32[2]"]
+    fixed, others = fixed_inputs(texts)
+    assert fixed == {"rate": 16000, "serving:0": [[1, 2], [3, 4]], "scale": -0.5, "on": True}
+    assert others == ["x=float32[2]"]
+
+
+@pytest.mark.parametrize("text", ["x=[1,2", "x=[[1],[2,3]]", "x=1.2.3", 'x=["a"]'])
+def test_what_is_no_tensor_of_numbers(text: str):
+    with pytest.raises(CompilerError, match="is no tensor of numbers"):
+        fixed_inputs([text])
 
 
 def test_an_input_is_stated_once():

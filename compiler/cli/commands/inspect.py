@@ -15,6 +15,7 @@ from compiler.cli.shared import SHARED, AllowPickle, Inputs, Shared
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+    from compiler.frontends import UnsupportedOperatorsError
     from compiler.program import Program
 
 
@@ -31,13 +32,26 @@ def inspect(
     if (Path(model) / "manifest.json").is_file():
         return _inspect_artifact(Path(model))
     from compiler.cli.loading import after_passes, load, looking_context
+    from compiler.frontends import UnsupportedOperatorsError
     from compiler.sites import find_sites
 
     with shared.terminal.working(f"inspecting {model}"):
-        loaded = load(model, shared, inputs, allow_pickle=allow_pickle)
+        try:
+            loaded = load(model, shared, inputs, allow_pickle=allow_pickle)
+        except UnsupportedOperatorsError as error:
+            return _unsupported(error)
         program = after_passes(loaded, passes, looking_context(loaded.program, shared))
         document = program_document(program) | sites_document(program, find_sites(program, kind or None))
     return Answer(document, tuple(_shown(document)))
+
+
+def _unsupported(error: UnsupportedOperatorsError) -> Answer:
+    """The operators that are not read, as a table; the command still fails."""
+    from compiler.cli.terminal import table
+
+    rows = [(one.operator, str(one.count), one.first) for one in error.operators]
+    document = {"unsupported": [asdict(one) for one in error.operators]}
+    return Answer(document, (table(("operator not read", ">nodes", "first"), rows),), error=error)
 
 
 def program_document(program: Program) -> dict[str, Any]:

@@ -22,14 +22,17 @@ class OnnxModel(Frontend):
         return model.lower().endswith(".onnx") and Path(model).expanduser().is_file()
 
     def load(self, model: str, options: LoadOptions) -> Program:
-        from compiler.frontends.input_texts import stated_inputs
+        from compiler.frontends.input_texts import fixed_inputs, stated_inputs
         from compiler.frontends.onnx_model.model_file import read_model
         from compiler.frontends.onnx_model.reading import program_from_onnx
 
         doing = f"reading model {model!r}"
         path = Path(model).expanduser()
-        stated = stated_inputs(options.inputs)
-        return program_from_onnx(read_model(doing, path), doing=doing, source=path.name, stated=stated)
+        fixed, others = fixed_inputs(options.inputs)
+        stated = stated_inputs(others)
+        return program_from_onnx(
+            read_model(doing, path), doing=doing, source=path.name, stated=stated, fixed_numbers=fixed
+        )
 
 
 @hookimpl

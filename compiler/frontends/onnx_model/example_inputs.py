@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from compiler.errors import CompilerError
+from compiler.errors import CompilerError, nearest_hint
 from compiler.frontends.input_texts import SEED, StatedInput
 from compiler.frontends.onnx_model.element_types import carrier
+from compiler.program import dtype_name
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -20,6 +21,45 @@ BATCH_SIZE = 2
 SIZES_TO_TRY = (16, 64, 32, 128, 512, 224)
 """For dims that are free: models that halve their input several times need a multiple of 32."""
 NOT_IN_NAMES = re.compile(r"\W+")
+
+
+def check_stated(doing: str, model: ir.Model, stated: Mapping[str, StatedInput]) -> None:
+    """Raise CompilerError for a statement about an input that the model lacks, or has with another dtype or rank."""
+    inputs = {value.name or "": value for value in model.graph.inputs}
+    for name, said in stated.items():
+        value = inputs.get(name) or inputs.get(name.rpartition("_")[0])  # an item of a sequence
+        if value is None:
+            raise _no_input(doing, name, inputs)
+        if value.name != name or value.dtype is None:
+            continue
+        if carrier(value.dtype) != said.dtype:
+            hint = f"Write it as {name}={dtype_name(carrier(value.dtype))}[...]."
+            raise CompilerError(doing, f"input {name!r} is {value.dtype.name.lower()} in the model", hint)
+        if value.shape is not None and len(value.shape) != len(said.sizes):
+            hint = f"Its shape is {list(map(str, value.shape))}."
+            raise CompilerError(doing, f"input {name!r} has rank {len(value.shape)}, not {len(said.sizes)}", hint)
+
+
+def fixed_tensors(doing: str, model: ir.Model, numbers: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Numbers that the user fixes inputs at, as tensors of the inputs' dtypes and ranks. Raises CompilerError."""
+    inputs = {value.name or "": value for value in model.graph.inputs}
+    fixed = {}
+    for name, given in numbers.items():
+        value = inputs.get(name)
+        if value is None:
+            raise _no_input(doing, name, inputs)
+        dtype = torch.float32 if value.dtype is None else carrier(value.dtype)
+        tensor = torch.tensor(given).to(dtype)
+        if value.shape is not None and len(value.shape) != tensor.dim():
+            hint = f"Its shape is {list(map(str, value.shape))}."
+            raise CompilerError(doing, f"input {name!r} has rank {len(value.shape)}, not {tensor.dim()}", hint)
+        fixed[name] = tensor
+    return fixed
+
+
+def _no_input(doing: str, name: str, inputs: Mapping[str, ir.Value]) -> CompilerError:
+    hint = nearest_hint(name, inputs, f"Inputs: {', '.join(inputs)}.")
+    return CompilerError(doing, f"the model has no input {name!r}", hint)
 
 
 def symbolic_dims(doing: str, value: ir.Value, stated: StatedInput | None) -> dict[int, str]:

@@ -6,7 +6,7 @@ records says in its meta which ONNX node it came from.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,17 +15,21 @@ from torch.fx import traceback
 
 from compiler.errors import CompilerError
 from compiler.frontends.onnx_model.element_types import tensor_from_numpy
+from compiler.frontends.onnx_model.graph_inputs import GraphInputs
 from compiler.frontends.onnx_model.known import LARGEST_FOLDED, Known
-from compiler.frontends.onnx_model.node_context import NodeContext, subgraphs
+from compiler.frontends.onnx_model.node_context import NodeContext, node_name, operator_label, subgraphs
 from compiler.frontends.onnx_model.operator_table import (
     KNOWN_TABLE,
+    ONNX_DOMAINS,
     Operand,
     Operator,
     attribute_parameter,
-    find_operator,
+    find_for,
+    opset_versions,
     wants,
 )
 from compiler.frontends.onnx_model.scope_names import scope_path
+from compiler.frontends.onnx_model.values import names_of
 from compiler.frontends.onnx_model.weights import add_weights
 from compiler.frontends.torch_export import SCOPE
 from compiler.frontends.traced_module import first_line
@@ -33,7 +37,6 @@ from compiler.frontends.traced_module import first_line
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-ONNX_DOMAINS = ("", "ai.onnx")
 NOT_FOLDED = frozenset(
     [
         "QuantizeLinear",
@@ -79,13 +82,20 @@ class Environment:
 class OnnxModule(nn.Module):
     """Runs `model`'s graph. `fixed` are inputs, by name, that are numbers instead of arguments.
 
-    Takes the other inputs as tensors, in the graph's order, and returns a tuple of tensors.
+    Takes the other inputs as tensors, in the graph's order, and returns a tuple of tensors, called `output_names`.
+    `examples` say of inputs that are sequences or optionals what they hold.
     """
 
-    def __init__(self, model: ir.Model, doing: str, fixed: Mapping[str, Tensor] | None = None) -> None:
+    def __init__(
+        self,
+        model: ir.Model,
+        doing: str,
+        fixed: Mapping[str, Tensor] | None = None,
+        examples: Mapping[str, Any] | None = None,
+    ) -> None:
         super().__init__()
         self.doing = doing
-        self.model = model
+        self.source_model = model
         self.fixed = dict(fixed or {})
         self._constants: dict[ir.Value, Known] = {}
         self._last_reads: dict[ir.Graph, dict[ir.Node, list[ir.Value]]] = {}
@@ -93,7 +103,9 @@ class OnnxModule(nn.Module):
         self._stand_ins: dict[str, Tensor] = {}
         self.notes: dict[str, None] = {}
         self.operators_in_loops = 0
-        self._versions = {("" if domain in ONNX_DOMAINS else domain): v for domain, v in model.opset_imports.items()}
+        self.output_names: list[str] = []
+        self._inputs = GraphInputs(doing, model.graph, self.fixed, examples or {})
+        self._versions = opset_versions(model)
         self._constants.update(add_weights(self, model.graph))
         for value in model.graph.inputs:
             if value.name in self.fixed:
@@ -103,17 +115,18 @@ class OnnxModule(nn.Module):
 
     @property
     def arguments(self) -> list[ir.Value]:
-        """The graph's inputs that are arguments: neither fixed nor given a default by an initializer."""
-        graph = self.model.graph
-        return [one for one in graph.inputs if one.name not in self.fixed and one.name not in graph.initializers]
+        """What stands for the graph's inputs, one value a tensor; fixed inputs and those with a default do not."""
+        return self._inputs.values
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         environment = Environment()
-        environment.values.update(zip(self.arguments, tensors, strict=True))
+        environment.values.update(self._inputs.bound(tensors))
         self.operators_in_loops = 0
         with traceback.preserve_node_meta():
-            outputs = self._run_nodes(self.model.graph, environment)
-            return tuple(self.tensor(output) for output in flattened(outputs))
+            outputs = self._run_nodes(self.source_model.graph, environment)
+        named = [names_of(value.name or "", held) for value, held in zip(self.source_model.graph.outputs, outputs, strict=True)]
+        self.output_names = [name for one in named for name in one]
+        return tuple(self.tensor(held) for one in named for held in one.values())
 
     def run_graph(
         self,
@@ -145,13 +158,11 @@ class OnnxModule(nn.Module):
 
     def find(self, node: ir.Node) -> Operator | None:
         """The table's entry for a node, or None."""
-        domain = "" if node.domain in ONNX_DOMAINS else node.domain
-        return find_operator(domain, node.op_type, node.version or self.version(node.domain))
+        return find_for(node, self._versions)
 
     def node_name(self, node: ir.Node) -> str:
         """The node's name, or that of its first output."""
-        named = (value.name for value in node.outputs if value.name)
-        return str(node.name or next(named, node.op_type))
+        return node_name(node)
 
     def tensor(self, value: Any) -> Tensor:
         """A value as a tensor; one that the module keeps is that weight."""
@@ -347,20 +358,6 @@ def attribute_value(attribute: ir.Attr) -> Any:
         held = tensor_from_numpy(tensor.numpy(), tensor.dtype)
         return Known(held.float().numpy() if held.dtype in NOT_IN_NUMPY else held.numpy(), held.dtype)
     return list(attribute.value) if kind.endswith("S") and kind != "GRAPHS" else attribute.value
-
-
-def flattened(outputs: Sequence[Any]) -> Iterator[Any]:
-    """Outputs one by one: a sequence gives its items, an absent optional nothing."""
-    for output in outputs:
-        if isinstance(output, list):
-            yield from flattened(output)
-        elif output is not None:
-            yield output
-
-
-def operator_label(node: ir.Node) -> str:
-    """`Relu`, or `com.microsoft.FusedConv` with the domain where that is not ONNX's own."""
-    return node.op_type if node.domain in ONNX_DOMAINS else f"{node.domain}.{node.op_type}"
 
 
 def described(arguments: Sequence[Any]) -> str:

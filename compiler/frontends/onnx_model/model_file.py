@@ -1,4 +1,4 @@
-"""Reads an ONNX file into memory: protobuf, external data, functions inlined. Runs nothing from it and believes nothing.
+"""Reads an ONNX file into memory: protobuf, external data, functions inlined. Runs nothing of it and believes nothing.
 
 External data must lie in the model's own folder. Sizes that a file states are compared with what it holds before
 anything of that size is made.

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
 from compiler.errors import CompilerError
+from compiler.frontends.onnx_model.operator_table import ONNX_DOMAINS
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -23,6 +25,13 @@ class ValueNeededError(CompilerError):
         hint = "Shapes and axes must be known while the model is read."
         super().__init__(doing, problem, hint, node)
         self.value = value
+
+    @classmethod
+    def of(cls, node: NodeContext, index: int, what: str) -> ValueNeededError:
+        """The error for an input of `node`."""
+        value = node.node.inputs[index]
+        assert value is not None
+        return cls(node.module.doing, value, what, node.label)
 
 
 class NodeContext:
@@ -64,9 +73,12 @@ class NodeContext:
 
     def needed(self, index: int, what: str) -> ValueNeededError:
         """The error for an input whose numbers must be known and are not."""
-        value = self.node.inputs[index]
-        assert value is not None
-        return ValueNeededError(self.module.doing, value, what, self.module.node_name(self.node))
+        return ValueNeededError.of(self, index, what)
+
+    @property
+    def label(self) -> str:
+        """The node's name, or that of its first output."""
+        return self.module.node_name(self.node)
 
     def refuse(self, problem: str, hint: str) -> CompilerError:
         """The error for a form of this operator that is not read."""
@@ -74,32 +86,18 @@ class NodeContext:
             self.module.doing, f"{self.node.op_type}: {problem}", hint, self.module.node_name(self.node)
         )
 
-    def run_subgraph(self, graph: ir.Graph, inputs: Sequence[Any]) -> list[Any]:
-        """The values of a subgraph's outputs for values of its inputs; it sees the values around the node."""
-        return self.module.run_graph(graph, inputs, self.environment)
+    def run_subgraph(
+        self,
+        graph: ir.Graph,
+        inputs: Sequence[Any],
+        values: Mapping[ir.Value, Any] = MappingProxyType({}),
+        weights: Mapping[str, Tensor] = MappingProxyType({}),
+    ) -> list[Any]:
+        """The values of a subgraph's outputs for values of its inputs; it sees the values around the node.
 
-    def captured(self, graph: ir.Graph) -> list[ir.Value]:
-        """The values from around the node that a subgraph reads, in order of first use, each once."""
-        inside: set[Any] = set()
-        captured: dict[Any, None] = {}
-        _captured(graph, inside, captured)
-        return [value for value in captured if value in self.environment]
-
-
-def _captured(graph: ir.Graph, inside: set[Any], captured: dict[Any, None]) -> None:
-    inside.update(graph.inputs)
-    inside.update(graph.initializers.values())
-    for node in graph:
-        for value in node.inputs:
-            if value is not None and value not in inside:
-                captured.setdefault(value)
-        for attribute in node.attributes.values():
-            for inner in subgraphs(attribute):
-                _captured(inner, inside, captured)
-        inside.update(node.outputs)
-    for value in graph.outputs:
-        if value not in inside:
-            captured.setdefault(value)
+        `values` and `weights` (by dotted name) stand in for some of those.
+        """
+        return self.module.run_graph(graph, inputs, self.environment, values, weights)
 
 
 def subgraphs(attribute: ir.Attr) -> Sequence[ir.Graph]:
@@ -154,3 +152,14 @@ def element_type(value: ir.Value) -> ir.DataType | None:
         else:
             return None
     return None
+
+
+def operator_label(node: ir.Node) -> str:
+    """`Relu`, or `com.microsoft.FusedConv` with the domain where that is not ONNX's own."""
+    return node.op_type if node.domain in ONNX_DOMAINS else f"{node.domain}.{node.op_type}"
+
+
+def node_name(node: ir.Node) -> str:
+    """The node's name, or that of its first output."""
+    named = (value.name for value in node.outputs if value.name)
+    return str(node.name or next(named, node.op_type))

@@ -24,18 +24,22 @@ import inspect
 import pkgutil
 import re
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache, cached_property
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from torch import Tensor
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 Operand = Tensor | int | float | bool
 Value = Any
 
 NODE = "node"
+ONNX_DOMAINS = ("", "ai.onnx")
 CAMEL_HUMP = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
 
 
@@ -131,6 +135,17 @@ def find_operator(domain: str, name: str, version: int) -> Operator | None:
         if entry.since <= version:
             found = entry
     return found
+
+
+def opset_versions(model: ir.Model) -> dict[str, int]:
+    """The opset version that a model imports, by domain."""
+    return {("" if domain in ONNX_DOMAINS else domain): version for domain, version in model.opset_imports.items()}
+
+
+def find_for(node: ir.Node, versions: Mapping[str, int]) -> Operator | None:
+    """The entry for a node of a model that imports `versions`, or None."""
+    domain = "" if node.domain in ONNX_DOMAINS else node.domain
+    return find_operator(domain, node.op_type, node.version or versions.get(domain, 1))
 
 
 def attribute_parameter(name: str) -> str:

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from compiler.errors import CompilerError
 from compiler.frontends.input_texts import StatedInput
-from compiler.frontends.onnx_model.example_inputs import example_inputs, symbolic_dims
-from compiler.frontends.onnx_model.interpreter import OnnxModule, operator_label
+from compiler.frontends.onnx_model.example_inputs import check_stated, example_inputs, fixed_tensors, symbolic_dims
+from compiler.frontends.onnx_model.graph_inputs import spread
+from compiler.frontends.onnx_model.interpreter import OnnxModule
 from compiler.frontends.onnx_model.memory_guard import require_room
-from compiler.frontends.onnx_model.node_context import ValueNeededError, subgraphs
+from compiler.frontends.onnx_model.node_context import ValueNeededError
+from compiler.frontends.onnx_model.unread_operators import every_node, require_operators
 from compiler.frontends.torch_export import capture
 from compiler.program import Program
 
@@ -28,64 +29,44 @@ def program_from_onnx(
     doing: str,
     source: str,
     stated: Mapping[str, StatedInput] | None = None,
-    values: Mapping[str, Tensor] | None = None,
+    values: Mapping[str, Any] | None = None,
+    fixed_numbers: Mapping[str, Any] | None = None,
 ) -> Program:
     """Trace an ONNX model into a Program.
 
-    `stated` is what the user says of inputs. `values` are example values by input name; an input among them whose
-    numbers decide a shape becomes fixed at that value, and a note says so.
+    `stated` is what the user says of inputs, `fixed_numbers` are the numbers of inputs that the user fixes. `values`
+    are example values by input name; an input among them whose numbers decide a shape becomes fixed at that value, and a
+    note says so.
     Raises CompilerError: with every unsupported operator, or with the node at fault.
     """
     require_operators(doing, model)
-    values = dict(values or {})
-    fixed: dict[str, Tensor] = {}
+    values = spread(model.graph, values or {}, stated or {})
+    fixed = fixed_tensors(doing, model, fixed_numbers or {})
+    check_stated(doing, model, stated or {})
+    notes = [f"input {name!r} is fixed at {value.tolist()}" for name, value in fixed.items()]
     while True:
-        module = OnnxModule(model, doing, fixed)
+        module = OnnxModule(model, doing, fixed, values)
         try:
             program = _captured(module, source, dict(stated or {}), values)
             break
         except ValueNeededError as error:
-            deciding = [one for one in _inputs_behind(error.value, model) if one in values and one not in fixed]
+            behind = [one for one in _inputs_behind(error.value, model) if one not in fixed]
+            deciding = [one for one in behind if isinstance(values.get(one), Tensor)]
             if not deciding:
-                raise
+                raise _with_inputs_to_state(error, model) from None
             fixed.update({name: values[name] for name in deciding})
-    program.notes += module.notes
-    program.notes += [f"input {name!r} decides shapes: fixed at {value.tolist()}" for name, value in fixed.items()]
+            notes += [f"input {name!r} decides shapes: fixed at {values[name].tolist()}" for name in deciding]
+    program.notes += [*module.notes, *notes]
+    program.description = model.doc_string or model.graph.doc_string or ""
+    program.metadata = {str(key): str(value) for key, value in model.metadata_props.items()}
     return program
-
-
-def require_operators(doing: str, model: ir.Model) -> None:
-    """Raise CompilerError naming every operator that the table lacks, its count and the first node that uses it."""
-    module = OnnxModule.__new__(OnnxModule)
-    torch.nn.Module.__init__(module)
-    module.model = model
-    module._versions = {("" if domain == "ai.onnx" else domain): v for domain, v in model.opset_imports.items()}
-    counts: Counter[str] = Counter()
-    first: dict[str, str] = {}
-    for node in every_node(model.graph):
-        if module.find(node) is None:
-            label = operator_label(node)
-            counts[label] += 1
-            first.setdefault(label, module.node_name(node))
-    if counts:
-        listed = ", ".join(f"{label} ({count}, first {first[label]!r})" for label, count in counts.most_common())
-        noun = "operator is" if len(counts) == 1 else "operators are"
-        hint = "Export the model with standard operators, or add functions for these in compiler/frontends/onnx_model."
-        raise CompilerError(doing, f"{len(counts)} {noun} not read: {listed}", hint)
-
-
-def every_node(graph: ir.Graph) -> Iterator[ir.Node]:
-    """The nodes of a graph and of its subgraphs."""
-    for node in graph:
-        yield node
-        for attribute in node.attributes.values():
-            for inner in subgraphs(attribute):
-                yield from every_node(inner)
 
 
 def _captured(module: OnnxModule, source: str, stated: dict[str, StatedInput], values: Mapping[str, Tensor]) -> Program:
     arguments = module.arguments
-    names = {one.name or "": _identifier(one.name or "input", index) for index, one in enumerate(arguments)}
+    names: dict[str, str] = {}
+    for index, one in enumerate(arguments):
+        names[one.name or ""] = _free(_identifier(one.name or "input", index), names.values())
     if all(name in values for name in names):
         dims: dict[str, dict[int, str]] = {name: {} for name in names}
         examples = {name: values[name] for name in names}
@@ -94,7 +75,6 @@ def _captured(module: OnnxModule, source: str, stated: dict[str, StatedInput], v
             name: symbolic_dims(module.doing, one, stated.get(name)) for one in arguments for name in [one.name or ""]
         }
         examples = _examples_that_run(module, dims, stated)
-    outputs = module.model.graph.outputs
     program = capture(
         module,
         {names[name]: examples[name] for name in names},
@@ -105,11 +85,13 @@ def _captured(module: OnnxModule, source: str, stated: dict[str, StatedInput], v
     program.inputs = tuple(
         type(spec)(name, spec.dtype, spec.shape) for name, spec in zip(names, program.inputs, strict=True)
     )
-    if len(program.outputs) == len(outputs):
-        program.outputs = tuple(
-            type(spec)(value.name or spec.name, spec.dtype, spec.shape)
-            for value, spec in zip(outputs, program.outputs, strict=True)
-        )
+    taken = list(names)
+    for name in module.output_names:
+        taken.append(_free(name, taken))  # the graph may return an input, or one value twice
+    program.outputs = tuple(
+        type(spec)(name, spec.dtype, spec.shape)
+        for name, spec in zip(taken[len(names) :], program.outputs, strict=True)
+    )
     return program
 
 
@@ -133,8 +115,26 @@ def _examples_that_run(
     raise failure
 
 
+def _with_inputs_to_state(error: ValueNeededError, model: ir.Model) -> CompilerError:
+    """The same error, with what to say on the command line where inputs decide the value."""
+    behind = _inputs_behind(error.value, model)
+    if not behind:
+        return error
+    told = " ".join(f"--input {name}=..." for name in behind)
+    hint = f"It follows from an input that can be fixed: {told} with a number or a list such as [1,3,224,224]."
+    return CompilerError(error.doing, error.problem, hint, error.node)
+
+
 def _inputs_behind(value: ir.Value, model: ir.Model) -> list[str]:
     """The graph inputs that a value is computed from."""
+    handed_in = {
+        inner: given
+        for node in every_node(model.graph)
+        for attribute in node.attributes.values()
+        for graph in subgraphs(attribute)
+        for inner, given in zip(graph.inputs, node.inputs, strict=False)
+        if given is not None
+    }
     waiting, seen, found = [value], set(), []
     while waiting:
         one = waiting.pop()
@@ -144,9 +144,19 @@ def _inputs_behind(value: ir.Value, model: ir.Model) -> list[str]:
         producer = one.producer()
         if producer is not None:
             waiting += [given for given in producer.inputs if given is not None]
+        elif one in handed_in:
+            waiting.append(handed_in[one])
         elif one in model.graph.inputs and one.name:
             found.append(one.name)
     return found
+
+
+def _free(wanted: str, taken: Collection[str]) -> str:
+    name, count = wanted, 0
+    while name in taken:
+        count += 1
+        name = f"{wanted}_{count}"
+    return name
 
 
 def _identifier(name: str, index: int) -> str:

@@ -37,11 +37,11 @@ def add_weights(module: nn.Module, graph: ir.Graph) -> dict[ir.Value, Known]:
 
 
 def stored_tensor(tensor: ir.TensorProtocol) -> Tensor:
-    """A stored tensor as torch's. External data is mapped, not read: pages come in when they are used, and stay clean."""
+    """A stored tensor as torch's. External data is mapped, not read: pages come in when used, and stay clean."""
     import onnx_ir as ir
 
     if isinstance(tensor, ir.ExternalTensor) and tensor.dtype.bitwidth >= 8 and tensor.size:
-        offset, byte_count = tensor.offset or 0, tensor.size * tensor.dtype.itemsize
+        offset, byte_count = tensor.offset or 0, int(tensor.size * tensor.dtype.itemsize)
         mapped = np.memmap(tensor.path, np.uint8, "c", int(offset), (byte_count,))
         return torch.from_numpy(mapped).view(carrier(tensor.dtype)).reshape([int(size) for size in tensor.shape])
     return tensor_from_numpy(tensor.numpy(), tensor.dtype)
