@@ -68,7 +68,7 @@ def attention(
 def attended(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, is_causal: bool, scale: float | None, softcap: float
 ) -> Tensor:
-    """query [batch, heads, tokens, head_dim], key and value [batch, kv_heads, keys, ...] -> [batch, heads, tokens, ...].
+    """query [batch, heads, tokens, head_dim], key, value [batch, kv_heads, keys, ...] -> [batch, heads, tokens, ...].
 
     aten's own operator where it can say everything, otherwise regraft::attention.
     """

@@ -1,0 +1,72 @@
+"""The dialect's operators with a state, each as the ONNX Runtime kernel it is named after; bfloat16 runs in float32."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import onnx_ir as ir
+import torch
+from torch import fx
+
+from compiler.backends.onnx_runtime.graph_writer import MICROSOFT, GraphWriter
+from compiler.backends.onnx_runtime.translations import translates
+
+
+@translates("regraft.linear_attention.default")
+def linear_attention(
+    w: GraphWriter,
+    node: fx.Node,
+    query: fx.Node,
+    key: fx.Node,
+    value: fx.Node,
+    past_state: fx.Node | None,
+    decay: fx.Node | None,
+    beta: fx.Node | None,
+    q_num_heads: int,
+    kv_num_heads: int,
+    update_rule: str,
+    scale: float,
+) -> tuple[ir.Value, ...]:
+    """query, key and value [batch, tokens, heads * dim], past_state [batch, kv_heads, d_k, d_v]."""
+    return _with_state(
+        w,
+        node,
+        "LinearAttention",
+        (query, key, value, past_state, decay, beta),
+        q_num_heads=q_num_heads,
+        kv_num_heads=kv_num_heads,
+        update_rule=update_rule,
+        scale=float(scale),
+    )
+
+
+@translates("regraft.causal_conv.default")
+def causal_conv(
+    w: GraphWriter,
+    node: fx.Node,
+    x: fx.Node,
+    weight: fx.Node,
+    bias: fx.Node | None,
+    past_state: fx.Node | None,
+    activation: str,
+) -> tuple[ir.Value, ...]:
+    """x [batch, channels, tokens], weight [channels, 1, k], past_state [batch, channels, k - 1]."""
+    return _with_state(w, node, "CausalConvWithState", (x, weight, bias, past_state), activation=activation)
+
+
+def _with_state(
+    w: GraphWriter, node: fx.Node, kernel: str, inputs: tuple[fx.Node | None, ...], **attributes: Any
+) -> tuple[ir.Value, ...]:
+    """A kernel that gives an output and a state; each in the dtype that `node` has."""
+
+    def given(one: fx.Node | None) -> ir.Value | None:
+        if one is None:
+            return None
+        dtype = one.meta["val"].dtype
+        return w.tensor(one, torch.float32 if dtype == torch.bfloat16 else dtype)
+
+    made = w.emit_several(kernel, *map(given, inputs), outputs=2, domain=MICROSOFT, **attributes)
+    dtypes = [one.dtype for one in node.meta["val"]]
+    return tuple(
+        w.cast(one, dtype) if dtype == torch.bfloat16 else one for one, dtype in zip(made, dtypes, strict=True)
+    )
