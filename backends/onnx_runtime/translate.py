@@ -47,8 +47,9 @@ def onnx_model(program: Program) -> ir.Model:
 
 def _versions(graph: ir.Graph) -> tuple[int, int]:
     """The opset and IR version that the graph needs: two-bit tensors came late."""
-    stored = {value.dtype for value in graph.initializers.values()}
-    return (25, 13) if stored & {ir.DataType.UINT2, ir.DataType.INT2} else (OPSET, IR_VERSION)
+    held = {value.dtype for value in graph.initializers.values()}
+    held |= {value.dtype for node in graph for value in node.outputs}
+    return (25, 13) if held & {ir.DataType.UINT2, ir.DataType.INT2} else (OPSET, IR_VERSION)
 
 
 def writable_program(program: Program) -> Program:

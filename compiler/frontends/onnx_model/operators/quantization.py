@@ -9,6 +9,8 @@ from torch import Tensor
 from compiler.frontends.onnx_model.node_context import NodeContext
 from compiler.frontends.onnx_model.operator_table import operator
 from compiler.frontends.onnx_model.operators.known_numbers import dtype_of
+from compiler.frontends.onnx_model.windows import windows
+from compiler.ops.conv_integer import conv_integer as integer_convolution
 from compiler.ops.dequantize_linear import dequantize_linear as dequantized
 from compiler.ops.dynamic_quantize_linear import dynamic_quantize_linear as dynamically_quantized
 from compiler.ops.fake_quantize_linear import fake_quantize_linear as fake_quantized
@@ -73,6 +75,25 @@ def matmul_integer(
     product = integer_product(a[None] if left else a, b[:, None] if right else b, a_zero_point, b_zero_point)
     product = product.squeeze(-1) if right else product
     return product.squeeze(-1 if right else -2) if left else product
+
+
+@operator("ConvInteger", since=10)
+def conv_integer(
+    x: Tensor,
+    w: Tensor,
+    x_zero_point: Tensor | None = None,
+    w_zero_point: Tensor | None = None,
+    *,
+    auto_pad: str = "NOTSET",
+    pads: list[int] | None = None,
+    strides: list[int] | None = None,
+    dilations: list[int] | None = None,
+    group: int = 1,
+) -> Tensor:
+    """x [batch, channels, *spatial], w [out_channels, channels / group, *kernel]."""
+    place = windows(x, w.shape[2:], auto_pad, pads, strides, dilations)
+    padding = [*place.starts, *place.ends]
+    return integer_convolution(x, w, x_zero_point, w_zero_point, place.strides, padding, place.dilations, group)
 
 
 def _quantized_type(node: NodeContext, zero_point: Tensor | None, output_dtype: int) -> str:
