@@ -12,6 +12,7 @@ from torch.export import Dim, ExportedProgram
 
 from compiler.errors import CompilerError
 from compiler.frontends.dynamic_dims import GROWTH, DynamicDims, dim_sizes, resized, sizes_to_prove
+from compiler.frontends.input_texts import SEED
 from compiler.frontends.module_outputs import named_tensors
 from compiler.program import plain_graph_module
 
@@ -87,7 +88,7 @@ class TracedModule:
         """Dynamic dims at whose other sizes the trace fails or differs. Raises when it does so at the example sizes."""
         problem = self._difference({})
         if problem:
-            hint = "Does the model draw random numbers or keep state between calls in eval mode?"
+            hint = "Does the model keep state between calls in eval mode?"
             raise CompilerError(self.doing, f"the captured graph differs from the model: {problem}", hint)
         sizes = sizes_to_prove(self.sizes, self.ranges(), self.multiples)
         if not self._difference(sizes):
@@ -158,12 +159,14 @@ class TracedModule:
     def _difference(self, sizes: dict[str, int]) -> str | None:
         """What is wrong with the trace at these sizes, or None."""
         tensors = resized(self.inputs, self.dims, sizes).values()
-        with torch.no_grad():
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
             try:
+                torch.manual_seed(SEED)
                 expected = self.call(*tensors)
             except Exception as error:
                 return f"the model itself fails ({first_line(error)})"
             try:
+                torch.manual_seed(SEED)
                 found = self.graph_module(*tensors)
             except Exception as error:
                 return f"the captured graph fails ({first_line(error)})"
@@ -191,6 +194,7 @@ def _close(one: Tensor, other: Tensor) -> bool:
     if not one.is_floating_point():
         return torch.equal(one, other)
     tolerance = TOLERANCE.get(one.dtype, 0.1)
+    one, other = one.double(), other.double()
     finite = one[torch.isfinite(one)]
     scale = max(1.0, float(finite.abs().max())) if finite.numel() else 1.0
-    return torch.allclose(one.double(), other.double(), rtol=0.0, atol=tolerance * scale, equal_nan=True)
+    return torch.allclose(one, other, rtol=0.0, atol=tolerance * scale, equal_nan=True)

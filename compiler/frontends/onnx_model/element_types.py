@@ -63,6 +63,13 @@ def carrier(data_type: ir.DataType) -> torch.dtype:
         raise ValueError(f"there are no tensors of {data_type.name.lower()} here") from None
 
 
+def dtype_of(number: int) -> torch.dtype:
+    """The torch dtype that carries the ONNX element type of a number, as in attributes. Raises ValueError as above."""
+    import onnx_ir as ir
+
+    return carrier(ir.DataType(number))
+
+
 def tensor_from_numpy(array: np.ndarray[Any, Any], data_type: ir.DataType) -> Tensor:
     """A tensor with the numbers of `array`, which has numpy's (or ml_dtypes') form of `data_type`. May share memory."""
     dtype = carrier(data_type)

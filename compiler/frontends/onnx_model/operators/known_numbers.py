@@ -12,17 +12,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from compiler.frontends.onnx_model.element_types import CARRIERS
+from compiler.frontends.onnx_model.element_types import dtype_of
 from compiler.frontends.onnx_model.known import Known, is_symbolic, object_array
 from compiler.frontends.onnx_model.node_context import NodeContext
 from compiler.frontends.onnx_model.operator_table import Value, known_operator, operator
-
-
-def dtype_of(number: int) -> torch.dtype:
-    """The dtype behind the number of an ONNX element type."""
-    import onnx_ir as ir
-
-    return CARRIERS[ir.DataType(number).name]
 
 
 @operator("Shape")
@@ -52,8 +45,8 @@ def _caster(dtype: torch.dtype) -> Callable[[Any], Any]:
     if dtype == torch.bool:
         return lambda item: item if isinstance(item, (bool, torch.SymBool)) else item != 0
     if dtype.is_floating_point:
-        return lambda item: torch.sym_float(item) if is_symbolic(item) else float(item)
-    return lambda item: torch.sym_int(item) if is_symbolic(item) else int(item)
+        return lambda item: torch.sym_float(item) if is_symbolic(item) else float(item)  # type: ignore[no-untyped-call]
+    return lambda item: torch.sym_int(item) if is_symbolic(item) else int(item)  # type: ignore[no-untyped-call]
 
 
 def _each(function: Callable[..., Any], *arrays: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
