@@ -110,7 +110,7 @@ class OnnxModule(nn.Module):
         for value in model.graph.inputs:
             if value.name in self.fixed:
                 number = self.fixed[value.name]
-                self._constants[value] = Known(number.numpy(), number.dtype)
+                self._constants[value] = known_numbers(number)
         self._fold_constants(model.graph)
 
     @property
@@ -124,7 +124,10 @@ class OnnxModule(nn.Module):
         self.operators_in_loops = 0
         with traceback.preserve_node_meta():
             outputs = self._run_nodes(self.source_model.graph, environment)
-        named = [names_of(value.name or "", held) for value, held in zip(self.source_model.graph.outputs, outputs, strict=True)]
+        named = [
+            names_of(value.name or "", held)
+            for value, held in zip(self.source_model.graph.outputs, outputs, strict=True)
+        ]
         self.output_names = [name for one in named for name in one]
         return tuple(self.tensor(held) for one in named for held in one.values())
 
@@ -321,7 +324,7 @@ class OnnxModule(nn.Module):
                 continue
             for value, result in zip(node.outputs, results, strict=False):
                 if isinstance(result, Tensor) and result.numel() <= LARGEST_FOLDED:
-                    result = Known(result.detach().numpy(), result.dtype)
+                    result = known_numbers(result.detach())
                 if isinstance(result, Known) and result.is_plain:
                     self._constants[value] = result
 
@@ -350,13 +353,18 @@ NOT_IN_NUMPY = frozenset(
 )
 
 
+def known_numbers(tensor: Tensor) -> Known:
+    """The numbers of a tensor that is at hand."""
+    return Known((tensor.float() if tensor.dtype in NOT_IN_NUMPY else tensor).numpy(), tensor.dtype)
+
+
 def attribute_value(attribute: ir.Attr) -> Any:
     """An attribute as Python values; a tensor becomes a Known, a graph stays a graph."""
     kind = attribute.type.name
     if kind == "TENSOR":
         tensor = attribute.as_tensor()
         held = tensor_from_numpy(tensor.numpy(), tensor.dtype)
-        return Known(held.float().numpy() if held.dtype in NOT_IN_NUMPY else held.numpy(), held.dtype)
+        return known_numbers(held)
     return list(attribute.value) if kind.endswith("S") and kind != "GRAPHS" else attribute.value
 
 

@@ -58,7 +58,9 @@ class Operator:
 
     @cached_property
     def _hints(self) -> dict[str, Any]:
-        return typing.get_type_hints(self.function)
+        import onnx_ir as ir
+
+        return typing.get_type_hints(self.function, localns={"ir": ir})
 
     @cached_property
     def input_forms(self) -> list[tuple[str, Any]]:

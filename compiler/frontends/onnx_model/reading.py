@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,7 +14,7 @@ from compiler.frontends.onnx_model.example_inputs import check_stated, example_i
 from compiler.frontends.onnx_model.graph_inputs import spread
 from compiler.frontends.onnx_model.interpreter import OnnxModule
 from compiler.frontends.onnx_model.memory_guard import require_room
-from compiler.frontends.onnx_model.node_context import ValueNeededError
+from compiler.frontends.onnx_model.node_context import ValueNeededError, subgraphs
 from compiler.frontends.onnx_model.unread_operators import every_node, require_operators
 from compiler.frontends.torch_export import capture
 from compiler.program import Program

@@ -27,6 +27,7 @@ from compiler.errors import CompilerError
 from compiler.frontends.onnx_model.element_types import tensor_from_numpy
 from compiler.frontends.onnx_model.model_file import prepared
 from compiler.frontends.onnx_model.reading import program_from_onnx
+from compiler.frontends.onnx_model.values import names_of
 from compiler.program import Program
 
 STAGES = ("import", "lowered")
@@ -88,7 +89,8 @@ def outcome(case: Any, stage: str) -> str | None:
             types = {one.name: one.dtype for one in model.graph.inputs}
             tensors = {name: as_tensor(array, types[name]) for name, array in values.items()}
             program = program_from_onnx(model, doing=f"reading {case.name}", source=case.name, values=tensors)
-            given = [tensors[spec.name] for spec in program.inputs]
+            named = {key: one for name, held in tensors.items() for key, one in names_of(name, held).items()}
+            given = [named[spec.name] for spec in program.inputs]
             found = program.run(*given) if stage == "import" else run_lowered(program, given)
             problem = difference(found, list(flat(expected)), case.rtol, case.atol)
             if problem:
@@ -100,8 +102,10 @@ def outcome(case: Any, stage: str) -> str | None:
     return None
 
 
-def as_tensor(array: Any, data_type: ir.DataType) -> Tensor:
-    """An input of a case as the tensor that carries it."""
+def as_tensor(array: Any, data_type: ir.DataType) -> Any:
+    """An input of a case as the tensor that carries it; lists and None stay such."""
+    if array is None or isinstance(array, list):
+        return array and [as_tensor(item, data_type) for item in array]
     return tensor_from_numpy(np.asarray(array), data_type)
 
 
