@@ -15,11 +15,14 @@ import torch
 from torch import Tensor, fx
 
 from compiler.backends.onnx_runtime.size_expressions import size_value
+from compiler.sites.names import module_path
 
 if TYPE_CHECKING:
     from compiler.program import Program, TensorSpec
 
 MICROSOFT = "com.microsoft"
+SCOPES_KEY = "pkg.torch.onnx.name_scopes"
+"""Where PyTorch's exporter notes the modules around a node, and viewers and importers look for them."""
 DATA_TYPES = {
     torch.float32: ir.DataType.FLOAT,
     torch.float64: ir.DataType.DOUBLE,
@@ -30,6 +33,13 @@ DATA_TYPES = {
     torch.int16: ir.DataType.INT16,
     torch.int8: ir.DataType.INT8,
     torch.uint8: ir.DataType.UINT8,
+    torch.uint16: ir.DataType.UINT16,
+    torch.uint32: ir.DataType.UINT32,
+    torch.uint64: ir.DataType.UINT64,
+    torch.float8_e4m3fn: ir.DataType.FLOAT8E4M3FN,
+    torch.float8_e4m3fnuz: ir.DataType.FLOAT8E4M3FNUZ,
+    torch.float8_e5m2: ir.DataType.FLOAT8E5M2,
+    torch.float8_e5m2fnuz: ir.DataType.FLOAT8E5M2FNUZ,
     torch.bool: ir.DataType.BOOL,
 }
 
@@ -46,6 +56,7 @@ class GraphWriter:
         self._shared: dict[tuple[Any, ...], Any] = {}
         self._names = {spec.name: 0 for spec in (*program.inputs, *program.outputs)}
         self._label = ""
+        self._scope: dict[str, str] = {}
         self._dim_sources: dict[str, tuple[ir.Value, int]] = {}
         self._dim_names: dict[str, str] = {}
         self.inputs = [
@@ -53,14 +64,19 @@ class GraphWriter:
         ]
 
     def begin(self, node: fx.Node) -> None:
-        """Name the values that follow after `node`."""
+        """Name the values that follow after `node`, and note the module it came from."""
         self._label = node.name
+        path = module_path(node)
+        self._scope = {SCOPES_KEY: str([path, node.name])} if path else {}
 
     def bind(self, node: fx.Node, result: ir.Value | tuple[ir.Value, ...]) -> None:
         """Let `result` be what `node` computes, with its dtype and shape."""
         self._values[node] = result
-        if isinstance(result, ir.Value) and isinstance(node.meta.get("val"), Tensor):
-            self._describe(result, node.meta["val"])
+        held = node.meta.get("val")
+        values, described = ((result,), (held,)) if isinstance(result, ir.Value) else (result, held)
+        for value, one in zip(values, described or (), strict=False):
+            if isinstance(one, Tensor):
+                self._describe(value, one)
 
     def emit(self, op: str, *inputs: ir.Value | None, domain: str = "", **attributes: Any) -> ir.Value:
         """Add a node with one result. Attributes that are None are left out."""
@@ -77,7 +93,9 @@ class GraphWriter:
         name = self._free_name(self._label or op.lower())
         suffixes = [""] if outputs == 1 else [f".{index}" for index in range(outputs)]
         made = tuple(ir.Value(name=name + suffix) for suffix in suffixes)
-        self.nodes.append(ir.node(op, trimmed, kept, domain=domain, outputs=made, name=name))
+        self.nodes.append(
+            ir.node(op, trimmed, kept, domain=domain, outputs=made, name=name, metadata_props=dict(self._scope))
+        )
         return made
 
     def shared(self, key: tuple[Any, ...], make: Callable[[], Any]) -> Any:
@@ -225,6 +243,9 @@ class GraphWriter:
             value.shape = ir.Shape(
                 [size if (size := known_size(one)) is not None else self._dim_names.get(str(one)) for one in held.shape]
             )
+        for index, size in enumerate(held.shape):
+            if known_size(size) is None and str(size).isidentifier():  # a size that values decide is seen here first
+                self._dim_sources.setdefault(str(size), (value, index))
 
     def _free_name(self, wanted: str) -> str:
         count = self._names.get(wanted)

@@ -91,8 +91,11 @@ def _missing(program: Program, translations: dict[str, Translation]) -> list[fx.
 
 
 def _is_check(node: fx.Node) -> bool:
-    """Whether a node only checks, and computes nothing that is used."""
-    return operator_name(node).startswith(CHECKS) and not node.users
+    """Whether a node only checks, or computes a number that only checks use."""
+    if operator_name(node).startswith(CHECKS):
+        return not node.users
+    is_number = isinstance(node.meta.get("val"), (torch.SymInt, torch.SymBool))
+    return is_number and bool(node.users) and all(_is_check(user) for user in node.users)
 
 
 def _translated(translations: dict[str, Translation], writer: GraphWriter, node: fx.Node) -> Any:

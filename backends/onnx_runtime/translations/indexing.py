@@ -48,6 +48,17 @@ def scatter_add(w: GraphWriter, node: fx.Node, x: fx.Node, dim: int, indices: fx
     return w.emit("ScatterElements", w.value(x), w.value(indices), w.value(source), axis=dim, reduction="add")
 
 
+@translates("aten.scatter_reduce.two")
+def scatter_reduce(
+    w: GraphWriter, node: fx.Node, x: fx.Node, dim: int, indices: fx.Node, source: fx.Node, how: str, include: bool
+) -> ir.Value:
+    reduction = {"sum": "add", "prod": "mul", "amax": "max", "amin": "min"}.get(how)
+    if reduction is None or not include:
+        problem = f"scatter_reduce by {how}" + ("" if include else " without the values that stand there")
+        raise CompilerError("lowering to ONNX", problem, "Use sum, prod, amax or amin of all values.", node.name)
+    return w.emit("ScatterElements", w.value(x), w.value(indices), w.value(source), axis=dim, reduction=reduction)
+
+
 @translates("aten.index.Tensor")
 def index(w: GraphWriter, node: fx.Node, x: fx.Node, indices: Sequence[fx.Node | None]) -> ir.Value:
     """x[i, :, j]: one index is a Gather; several are broadcast, stacked and looked up with GatherND."""

@@ -95,11 +95,6 @@ def log_softmax(w: GraphWriter, node: fx.Node, x: fx.Node, dim: int, *rest: Any)
     return w.emit("LogSoftmax", w.tensor(x, result_type(node)), axis=dim)
 
 
-@translates("aten.cumsum.default")
-def cumsum(w: GraphWriter, node: fx.Node, x: fx.Node, dim: int, *rest: Any) -> ir.Value:
-    return w.emit("CumSum", w.tensor(x, result_type(node)), w.constant(dim, np.int64))
-
-
 def _argument(op: str, name: str) -> None:
     @translates(name)
     def translate(w: GraphWriter, node: fx.Node, x: fx.Node, dim: int | None, keepdim: bool) -> ir.Value:

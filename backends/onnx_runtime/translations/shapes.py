@@ -43,6 +43,8 @@ def reshaped(w: GraphWriter, value: ir.Value, before: Sequence[Any], after: Sequ
     """`value` of shape `before` as shape `after`. Dims that stay in place are 0 in ONNX, and one other may be -1."""
     if len(before) == len(after) and all(same_size(a, b) for a, b in zip(before, after, strict=True)):
         return value
+    if any(known_size(size) == 0 for size in after):
+        return w.emit("Reshape", value, w.sizes(list(after)), allowzero=1)
     wanted: list[int | None] = []
     for index, size in enumerate(after):
         known = known_size(size)
