@@ -81,8 +81,9 @@ def _save_inputs(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor
 def _backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
     """Runs the reference again and differentiates it."""
     with torch.enable_grad():
-        leaves = [None if one is None else one.detach().requires_grad_() for one in ctx.saved_tensors]
-        outputs = causal_conv_reference(*leaves, ctx.activation)  # type: ignore[arg-type]
+        leaves: list[Any] = [None if one is None else one.detach().requires_grad_() for one in ctx.saved_tensors]
+        input, weight, bias, past_state = leaves
+        outputs = causal_conv_reference(input, weight, bias, past_state, ctx.activation)
         wanted = [one for one in leaves if one is not None]
         found = iter(torch.autograd.grad(outputs, wanted, gradients, allow_unused=True))
     return (*(None if one is None else next(found) for one in leaves), None)

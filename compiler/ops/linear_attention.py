@@ -178,7 +178,7 @@ def _by_heads(
     precise = torch.promote_types(query.dtype, torch.float32)
 
     def heads(x: Tensor, count: int) -> Tensor:
-        return x.to(precise).unflatten(-1, (count, -1)).transpose(1, 2)
+        return torch.unflatten(x.to(precise), -1, (count, -1)).transpose(1, 2)
 
     q, k, v = heads(query, q_num_heads), heads(key, kv_num_heads), heads(value, kv_num_heads)
     if past_state is None:
@@ -208,8 +208,8 @@ def _save_inputs(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor
 def _backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
     """Runs the chunks again and differentiates them."""
     with torch.enable_grad():
-        leaves = [None if one is None else one.detach().requires_grad_() for one in ctx.saved_tensors]
-        outputs = linear_attention_in_chunks(*leaves, *ctx.settings)  # type: ignore[arg-type]
+        leaves: list[Any] = [None if one is None else one.detach().requires_grad_() for one in ctx.saved_tensors]
+        outputs = linear_attention_in_chunks(*leaves, *ctx.settings)
         wanted = [one for one in leaves if one is not None]
         found = iter(torch.autograd.grad(outputs, wanted, gradients, allow_unused=True))
     return (*(None if one is None else next(found) for one in leaves), None, None, None, None)

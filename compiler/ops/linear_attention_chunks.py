@@ -28,7 +28,7 @@ def recurrence_by_chunks(
     decay and beta are [batch, kv_heads or 1, tokens, 1]. Returns the unscaled output and the last state.
     """
     repeats = q.shape[1] // k.shape[1]
-    q = q.unflatten(1, (-1, repeats))  # [batch, kv_heads, repeats, tokens, d_k]
+    q = torch.unflatten(q, 1, (-1, repeats))  # [batch, kv_heads, repeats, tokens, d_k]
     outputs = []
     for start in range(0, q.shape[3], CHUNK):
         part = slice(start, start + CHUNK)

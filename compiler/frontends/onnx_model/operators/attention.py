@@ -14,7 +14,6 @@ from torch import Tensor
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 import compiler.ops.attention  # noqa: F401  (defines regraft::attention)
-from compiler.frontends.onnx_model.known import Size
 from compiler.frontends.onnx_model.node_context import NodeContext
 from compiler.frontends.onnx_model.operator_table import operator
 
@@ -88,7 +87,7 @@ def scale_of(query: Tensor, scale: float | None) -> float:
 
 def split_heads(x: Tensor, head_count: int) -> Tensor:
     """[batch, tokens, heads * head_dim] -> [batch, heads, tokens, head_dim]."""
-    return x.unflatten(-1, (head_count, -1)).transpose(1, 2)
+    return torch.unflatten(x, -1, (head_count, -1)).transpose(1, 2)
 
 
 def merge_heads(x: Tensor) -> Tensor:
@@ -96,7 +95,7 @@ def merge_heads(x: Tensor) -> Tensor:
     return x.transpose(1, 2).flatten(2)
 
 
-def band(tokens: Size, keys: Size, offset: Size | Tensor, left: int, right: int) -> list[Tensor]:
+def band(tokens: int, keys: int, offset: int | Tensor, left: int, right: int) -> list[Tensor]:
     """Boolean masks [..., tokens, keys]: token i sits at position p = i + offset, and p - left <= key <= p + right.
 
     A limit of -1 is none. `offset` may differ within the batch: a tensor [batch, 1, 1, 1].
@@ -114,7 +113,7 @@ def band(tokens: Size, keys: Size, offset: Size | Tensor, left: int, right: int)
     return masks
 
 
-def _is_last(tokens: Size, keys: Size, offset: Size | Tensor) -> bool:
+def _is_last(tokens: int, keys: int, offset: int | Tensor) -> bool:
     """Whether there is one token, which sits at the last key."""
     alone = isinstance(tokens, int) and tokens == 1 and not isinstance(offset, Tensor)
     return alone and bool(statically_known_true(keys == offset + 1))
@@ -156,14 +155,14 @@ def score_output(
     return weights.to(scores.dtype)
 
 
-def _offset(tokens: Size, past_key: Tensor | None, nonpad_kv_seqlen: Tensor | None) -> Size | Tensor:
+def _offset(tokens: int, past_key: Tensor | None, nonpad_kv_seqlen: Tensor | None) -> int | Tensor:
     """The position of the first token: behind the past, or so that the last one is the last key that is no padding."""
     if past_key is not None:
         return past_key.shape[2]
     return 0 if nonpad_kv_seqlen is None else nonpad_kv_seqlen.reshape(-1, 1, 1, 1) - tokens
 
 
-def _padded_mask(mask: Tensor, keys: Size) -> Tensor:
+def _padded_mask(mask: Tensor, keys: int) -> Tensor:
     """The mask with keys that it says nothing of forbidden."""
     missing = keys - mask.shape[-1]
     if statically_known_true(missing == 0):

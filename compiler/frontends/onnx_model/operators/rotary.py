@@ -21,7 +21,7 @@ def rotary_embedding(
         return rotated(x, cos_cache.unsqueeze(1), sin_cache.unsqueeze(1), bool(interleaved), rotary_embedding_dim)
     if not num_heads:
         raise node.refuse("three-dimensional inputs need num_heads", "The file is damaged.")
-    heads = x.unflatten(-1, (num_heads, -1))  # [batch, tokens, heads, head_dim]
+    heads = torch.unflatten(x, -1, (num_heads, -1))  # [batch, tokens, heads, head_dim]
     turned = rotated(heads, cos_cache.unsqueeze(2), sin_cache.unsqueeze(2), bool(interleaved), rotary_embedding_dim)
     return turned.flatten(2)
 
