@@ -38,7 +38,7 @@ def cast(x: Known, *, to: int, saturate: int = 1, round_mode: str = "up") -> Any
     dtype = dtype_of(to)
     if dtype not in (torch.int64, torch.int32, torch.float32, torch.float64, torch.bool):
         return NotImplemented
-    return Known(_each(_caster(dtype), x.objects()), dtype)
+    return Known(each(_caster(dtype), x.objects()), dtype)
 
 
 def _caster(dtype: torch.dtype) -> Callable[[Any], Any]:
@@ -49,7 +49,7 @@ def _caster(dtype: torch.dtype) -> Callable[[Any], Any]:
     return lambda item: torch.sym_int(item) if is_symbolic(item) else int(item)  # type: ignore[no-untyped-call]
 
 
-def _each(function: Callable[..., Any], *arrays: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+def each(function: Callable[..., Any], *arrays: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     """`function` of the items of arrays that are broadcast together."""
     spread = np.broadcast_arrays(*arrays)
     result = np.empty(spread[0].shape, dtype=object)
@@ -71,7 +71,7 @@ def _binary(function: Callable[[Any, Any], Any], dtype: torch.dtype | None = Non
     def compute(left: Known, right: Known) -> Any:
         if left.dtype not in EXACT or right.dtype not in EXACT:
             return NotImplemented
-        return Known(_each(function, left.objects(), right.objects()), dtype or left.dtype)
+        return Known(each(function, left.objects(), right.objects()), dtype or left.dtype)
 
     return compute
 
@@ -164,7 +164,7 @@ def transpose(x: Known, *, perm: list[int] | None = None) -> Known:
 def where(condition: Known, left: Known, right: Known) -> Any:
     if not condition.is_plain:
         return NotImplemented
-    return Known(_each(lambda c, x, y: x if c else y, condition.objects(), left.objects(), right.objects()), left.dtype)
+    return Known(each(lambda c, x, y: x if c else y, condition.objects(), left.objects(), right.objects()), left.dtype)
 
 
 @known_operator("ConstantOfShape")
