@@ -13,6 +13,7 @@ FLOAT8 = frozenset({"FLOAT8E4M3FN", "FLOAT8E4M3FNUZ", "FLOAT8E5M2", "FLOAT8E5M2F
 EXPONENT_BITS, MANTISSA_BITS = 8, 23
 E8M0_LARGEST, E8M0_NAN = 254, 255
 E8M0_SMALLEST = 2.0**-127
+LARGEST_ROUNDED_TO_E4M3FN = 464.0
 FLOAT4_LARGEST = 6.0
 FLOAT4_MAGNITUDES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 """By the low three bits of the code; the fourth is the sign."""
@@ -50,6 +51,8 @@ def converted(x: Tensor, target: str, *, saturate: bool = True, round_mode: str 
     if target in FLOAT8 and saturate:
         largest = torch.finfo(CARRIERS[target]).max
         x = torch.clamp(x.float(), -largest, largest)
+    elif target == "FLOAT8E4M3FN":  # which torch saturates by itself
+        x = torch.where(x.abs() > LARGEST_ROUNDED_TO_E4M3FN, float("nan"), x)
     return x.to(CARRIERS[target])
 
 
