@@ -159,7 +159,9 @@ def _typed(w: GraphWriter, codes: fx.Node, of: str) -> ir.Value:
         return w.value(codes)
     if codes.op == "get_attr" and of in PACKED_BITS:
         return _packed_weight(w, codes, of)
-    return w.emit("Cast", w.value(codes), to=int(_data_type(of)))
+    packed = w.emit("Cast", w.value(codes), to=int(_data_type(of)))
+    packed.dtype = _data_type(of)
+    return packed
 
 
 def _packed_weight(w: GraphWriter, node: fx.Node, of: str) -> ir.Value:

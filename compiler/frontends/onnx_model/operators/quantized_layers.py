@@ -16,8 +16,6 @@ from compiler.ops.quantized_embedding import quantized_embedding
 from compiler.ops.quantized_linear import quantized_linear
 
 MICROSOFT = "com.microsoft"
-INT8_COMPUTE = 4
-"""The accuracy_level at which ONNX Runtime quantizes the activations too; the one that we write."""
 
 
 @operator("DynamicQuantizeMatMul", domain=MICROSOFT)
@@ -58,11 +56,16 @@ def matmul_n_bits(
     if g_idx is not None:
         raise node.refuse("it groups inputs by g_idx", "Write the model without g_idx: inputs in order.")
     blocks = -(-k // block_size)
-    weight = b.reshape(n, blocks, -1)
+    weight = _shaped(b, (n, blocks, block_size * bits // 8))
     if zero_points is not None and zero_points.dtype != torch.uint8:
         raise node.refuse("its zero points are floats", "Zero points that are packed integers are read.")
-    points = None if zero_points is None else zero_points.reshape(n, -1)
-    return quantized_linear(a, weight, scales.reshape(n, blocks), points, bias, bits, block_size)
+    points = None if zero_points is None else _shaped(zero_points, (n, -(-blocks * bits // 8)))
+    return quantized_linear(a, weight, _shaped(scales, (n, blocks)), points, bias, bits, block_size)
+
+
+def _shaped(stored: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Earlier models store what belongs to [n, blocks] in one row."""
+    return stored if tuple(stored.shape) == shape else stored.reshape(shape)
 
 
 @operator("GatherBlockQuantized", domain=MICROSOFT)
