@@ -135,7 +135,8 @@ def run_lowered(program: Program, inputs: Sequence[Tensor]) -> list[Tensor]:
         options.intra_op_num_threads = 1
         session = onnxruntime.InferenceSession(Path(folder) / lowered.entry, options)
         feeds = {one.name: tensor.numpy() for one, tensor in zip(program.inputs, inputs, strict=True)}
-        return [torch.from_numpy(np.array(one)) for one in session.run(None, feeds)]
+        found = [np.array(one) for one in session.run(None, feeds)]
+        return [torch.from_numpy(one.view(one.dtype.str)) for one in found]  # uint64 comes under its other name
 
 
 def difference(found: Sequence[Tensor], expected: Sequence[Any], rtol: float, atol: float) -> str | None:
