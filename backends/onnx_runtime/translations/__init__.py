@@ -55,6 +55,8 @@ def load_all() -> dict[str, Translation]:
     """Every translation by operator name."""
     from compiler.backends.onnx_runtime.translations import (  # noqa: F401
         attention,
+        channels,
+        convolution,
         creation,
         cumulative,
         data_dependent,
@@ -62,8 +64,11 @@ def load_all() -> dict[str, Translation]:
         elementwise,
         indexing,
         linear_attention,
+        losses,
         mixture_of_experts,
-        neural,
+        normalization,
+        pooling,
+        products,
         quantization,
         quantized,
         recurrent,
