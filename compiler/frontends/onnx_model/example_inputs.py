@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -12,12 +13,14 @@ from torch import Tensor
 from compiler.errors import CompilerError, nearest_hint
 from compiler.frontends.input_texts import SEED, StatedInput
 from compiler.frontends.onnx_model.element_types import carrier
+from compiler.frontends.onnx_model.memory_guard import ALWAYS_ALLOWED_BYTES
 from compiler.program import dtype_name
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
 BATCH_SIZE = 2
+LARGEST_ITEM_BYTES = 8
 SIZES_TO_TRY = (16, 64, 32, 128, 512, 224)
 """For dims that are free: models that halve their input several times need a multiple of 32."""
 NOT_IN_NAMES = re.compile(r"\W+")
@@ -105,6 +108,9 @@ def _example(doing: str, value: ir.Value, dims: Mapping[int, str], free: int, ge
         (BATCH_SIZE if "batch" in dims[index].lower() or index == 0 else free) if index in dims else int(size)
         for index, size in enumerate(value.shape)
     ]
+    if math.prod(sizes) * LARGEST_ITEM_BYTES > ALWAYS_ALLOWED_BYTES:
+        hint = f"State a smaller one where the model allows it: --input {value.name}=float32[...]."
+        raise CompilerError(doing, f"input {value.name!r} has the shape {sizes}, which no memory holds", hint)
     try:
         dtype = carrier(value.dtype)
     except (ValueError, AttributeError) as error:

@@ -6,6 +6,7 @@ anything of that size is made.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -42,12 +43,14 @@ def read_model(doing: str, path: Path) -> ir.Model:
     except Exception as error:  # DecodeError, whichever implementation of protobuf is installed
         raise CompilerError(doing, "it is no ONNX model: protobuf cannot decode it", DAMAGED) from error
     _check_proto(doing, proto)
+    logging.getLogger("onnx_ir").setLevel(logging.ERROR)  # what it warns of is an error here, or does not matter
     try:
         model = ir.serde.deserialize_model(proto)
     except Exception as error:  # a file may hold anything, and the reader asserts, indexes and converts
         raise CompilerError(doing, f"it is no ONNX model ({first_line(error)})", DAMAGED) from error
     for tensor in stored_tensors(model):
         _check_tensor(doing, tensor, path.parent)
+    _check_outputs(doing, model)
     return prepared(doing, model)
 
 
@@ -104,6 +107,14 @@ def _check_proto(doing: str, proto: onnx.ModelProto) -> None:
     if proto.graph.sparse_initializer:
         name = proto.graph.sparse_initializer[0].values.name
         raise CompilerError(doing, f"initializer {name!r} is sparse", "Store it as a dense tensor.")
+
+
+def _check_outputs(doing: str, model: ir.Model) -> None:
+    """Raise CompilerError for an output that nothing computes."""
+    graph = model.graph
+    for value in graph.outputs:
+        if value.producer() is None and value not in graph.inputs and value.name not in graph.initializers:
+            raise CompilerError(doing, f"nothing computes its output {value.name!r}", DAMAGED)
 
 
 def _check_tensor(doing: str, tensor: ir.TensorProtocol, folder: Path) -> None:
