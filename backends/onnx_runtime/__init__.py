@@ -55,8 +55,9 @@ class OnnxRuntime(Backend):
 
         model = onnx_model(program)
         for graph_pass in GRAPH_PASSES:
-            graph_pass(model.graph)
-        written = {node.op_type for node in model.graph}
+            for graph in (*model.graph.subgraphs(), model.graph):
+                graph_pass(graph)
+        written = {node.op_type for node in model.graph.all_nodes()}
         limit = PROTOBUF_LIMIT_BYTES if self.external_above_bytes is None else self.external_above_bytes
         files = write_model(model, folder, limit)
         kernels = running_kernels(folder / MODEL_FILE)

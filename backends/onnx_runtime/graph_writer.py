@@ -6,7 +6,8 @@ equal, are made once.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -54,6 +55,7 @@ class GraphWriter:
         self._values: dict[fx.Node, ir.Value | tuple[ir.Value, ...]] = {}
         self._constants: dict[tuple[Any, ...], ir.Value] = {}
         self._shared: dict[tuple[Any, ...], Any] = {}
+        self._weights: dict[str, ir.Value] = {}
         self._names = {spec.name: 0 for spec in (*program.inputs, *program.outputs)}
         self._label = ""
         self._scope: dict[str, str] = {}
@@ -97,6 +99,32 @@ class GraphWriter:
             ir.node(op, trimmed, kept, domain=domain, outputs=made, name=name, metadata_props=dict(self._scope))
         )
         return made
+
+    @contextmanager
+    def body(self) -> Iterator[list[ir.Node]]:
+        """Nodes that are emitted inside go to the list: a graph of its own, which sees what was made before."""
+        outside = self.nodes, self._shared, self._dim_sources, self._label, self._scope
+        self.nodes, self._shared, self._dim_sources = [], dict(self._shared), dict(self._dim_sources)
+        try:
+            yield self.nodes
+        finally:
+            self.nodes, self._shared, self._dim_sources, self._label, self._scope = outside
+
+    def body_input(self, wanted: str, held: Tensor) -> ir.Value:
+        """An input, called like `wanted`, of the graph that `body` makes."""
+        value = ir.Value(name=self._free_name(f"{self._label}.{wanted}"))
+        self._describe(value, held)
+        return value
+
+    def body_outputs(self, values: Sequence[ir.Value], nodes: Sequence[ir.Node]) -> list[ir.Value]:
+        """Values as outputs of the graph of `nodes`: each made inside it, and listed once."""
+        outputs: list[ir.Value] = []
+        for value in values:
+            if value in outputs or value.producer() not in nodes:
+                value, inner = self.emit("Identity", value), value
+                value.dtype, value.shape = inner.dtype, inner.shape
+            outputs.append(value)
+        return outputs
 
     def shared(self, key: tuple[Any, ...], make: Callable[[], Any]) -> Any:
         """What `make` made the first time it was asked for under `key`."""
@@ -143,8 +171,9 @@ class GraphWriter:
             lazy = ir.LazyTensor(load, DATA_TYPES[tensor.dtype], shape, name=name)
             return self.initializer(name, lazy)
 
-        made: ir.Value = self.shared(("weight", name), make)
-        return made
+        if name not in self._weights:
+            self._weights[name] = make()
+        return self._weights[name]
 
     def initializer(self, wanted: str, tensor: ir.TensorProtocol) -> ir.Value:
         """A stored tensor, under `wanted` or a name like it."""

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import tempfile
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from compiler.errors import CompilerError
 
 if TYPE_CHECKING:
+    import onnx
+
     from compiler.program import Program
 
 REAL_KERNELS = {
@@ -44,7 +47,16 @@ def running_kernels(path: Path) -> dict[str, int]:
                 "lowering to ONNX", problem, "This is a defect of the lowering: report the model."
             ) from error
         graph = onnx.load(str(optimized), load_external_data=False).graph
-    return dict(sorted(Counter(node.op_type for node in graph.node).items()))
+    return dict(sorted(Counter(_operators(graph)).items()))
+
+
+def _operators(graph: onnx.GraphProto) -> Iterator[str]:
+    """The operators of a graph, and those of the graphs that its nodes run."""
+    for node in graph.node:
+        yield node.op_type
+        for attribute in node.attribute:
+            for inner in (attribute.g, *attribute.graphs):
+                yield from _operators(inner)
 
 
 def require_real_kernels(program: Program, kernels: dict[str, int]) -> None:

@@ -15,6 +15,7 @@ from compiler.backends.onnx_runtime.graph_writer import MICROSOFT, GraphWriter
 from compiler.backends.onnx_runtime.translations import Translation, arguments, load_all, operator_name
 from compiler.errors import CompilerError
 from compiler.program import plain_graph_module
+from compiler.regions import nested_graphs, runs_regions
 
 if TYPE_CHECKING:
     from compiler.program import Program
@@ -27,12 +28,10 @@ CHECKS = ("aten._assert_", "aten.sym_constrain_", "torch._check", "aten._assert_
 def onnx_model(program: Program) -> ir.Model:
     """The Program as an ONNX model in memory. Raises CompilerError naming the operator that cannot be written."""
     program = writable_program(program)
-    translations = load_all()
+    if any(runs_regions(node) for node in program.graph.nodes):
+        program = program.copy()  # weights are moved into its regions
     writer = GraphWriter(program)
-    for node in program.graph.nodes:
-        if node.op == "call_function" and not _is_check(node):
-            writer.begin(node)
-            writer.bind(node, _translated(translations, writer, node))
+    write_nodes(writer, program.graph)
     graph = writer.finish()
     opset, ir_version = _versions(graph)
     graph.opset_imports.update({"": opset, MICROSOFT: 1})
@@ -45,10 +44,19 @@ def onnx_model(program: Program) -> ir.Model:
     )
 
 
+def write_nodes(writer: GraphWriter, graph: fx.Graph) -> None:
+    """Translate the operators of a graph, in order."""
+    translations = load_all()
+    for node in graph.nodes:
+        if node.op == "call_function" and not _is_check(node):
+            writer.begin(node)
+            writer.bind(node, _translated(translations, writer, node))
+
+
 def _versions(graph: ir.Graph) -> tuple[int, int]:
     """The opset and IR version that the graph needs: two-bit tensors came late."""
     held = {value.dtype for value in graph.initializers.values()}
-    held |= {value.dtype for node in graph for value in node.outputs}
+    held |= {value.dtype for node in graph.all_nodes() for value in node.outputs}
     return (25, 13) if held & {ir.DataType.UINT2, ir.DataType.INT2} else (OPSET, IR_VERSION)
 
 
@@ -61,7 +69,8 @@ def writable_program(program: Program) -> Program:
     missing = _missing(program, translations)
     if any(mutates(node) for node in missing):
         program = program.copy()
-        make_functional(program.graph)
+        for module in nested_graphs(program.graph_module):
+            make_functional(module.graph)
         missing = _missing(program, translations)
     if not missing:
         return program
@@ -83,7 +92,8 @@ def writable_program(program: Program) -> Program:
 def _missing(program: Program, translations: dict[str, Translation]) -> list[fx.Node]:
     return [
         node
-        for node in program.graph.nodes
+        for module in nested_graphs(program.graph_module)
+        for node in module.graph.nodes
         if node.op == "call_function"
         and not _is_check(node)
         and (operator_name(node) not in translations or mutates(node))
