@@ -56,6 +56,7 @@ def load_all() -> dict[str, Translation]:
     from compiler.backends.onnx_runtime.translations import (  # noqa: F401
         attention,
         channels,
+        control_flow,
         convolution,
         creation,
         cumulative,
