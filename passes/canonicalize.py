@@ -158,21 +158,17 @@ def _is_turned_key(node: fx.Node, order: tuple[int, ...]) -> bool:
 
 
 def write_merged_turn(node: fx.Node) -> fx.Node | None:
-    """reshape(transpose(reshape(x, [-1, a, b]), 1, 2), [..., b, a]) is transpose(x, -2, -1): exporters to ONNX turn so."""
-    if not is_call(node, *VIEWS) or permutation(turned := _first(node)) != (0, 2, 1):
+    """reshape(transpose(reshape(x, [-1, a, b]), 1, 2), [..., b, a]) is transpose(reshape(x, [..., a, b]), -2, -1)."""
+    if not is_call(node, *VIEWS):
         return None
-    merged = _first(turned)
-    if not is_call(merged, *VIEWS):
+    turned, sizes = operands(node)
+    if permutation(turned) != (0, 2, 1) or not is_call(_first(turned), *VIEWS):
         return None
-    x = _first(merged)
-    rank = value(x).dim()
-    before, after = value(x).shape, value(node).shape
-    if rank < 3 or len(after) != rank or not all(same_size(before[dim], value(merged).shape[dim]) for dim in (-2, -1)):
+    rank = len(sizes)
+    if rank < 3 or not all(same_size(value(turned).shape[dim], value(node).shape[dim]) for dim in (-2, -1)):
         return None
-    wanted = (*before[:-2], before[-1], before[-2])
-    if not all(same_size(ours, theirs) for ours, theirs in zip(wanted, after, strict=True)):
-        return None
-    return insert_call(node, aten.transpose.int, x, rank - 2, rank - 1)
+    unmerged = insert_call(node, aten.reshape.default, _first(_first(turned)), [*sizes[:-2], sizes[-1], sizes[-2]])
+    return insert_call(node, aten.transpose.int, unmerged, rank - 2, rank - 1)
 
 
 def drop_neutral_number(node: fx.Node) -> fx.Node | None:

@@ -74,7 +74,7 @@ def _is_over_last_dim(mean: fx.Node, rank: int) -> bool:
 
 
 def _beside(node: fx.Node, target: Any) -> tuple[fx.Node | None, fx.Node]:
-    """The vector that the only user of `node` multiplies or adds, and that user; None and `node` where there is none."""
+    """The vector that the only user of `node` takes beside it, and that user; None and `node` where there is none."""
     user = only_user(node)
     if user is None or not is_call(user, target) or user.kwargs:
         return None, node

@@ -132,6 +132,25 @@ def test_a_key_turned_for_its_product_keeps_its_heads_in_sight():
     )
 
 
+def test_a_key_turned_with_batch_and_heads_in_one_dim_is_turned_alone():
+    class Turned(nn.Module):
+        def forward(self, k: Tensor) -> Tensor:
+            return k.reshape(-1, 7, 4).transpose(1, 2).reshape(k.shape[0], 3, 4, 7)
+
+    text = after_canonicalize(Turned(), k=torch.randn(2, 3, 7, 4))
+    assert text == (
+        "input %k : float32[batch, 3, 7, 4]\n%0 = aten.transpose.int(%k, 2, 3) : float32[batch, 3, 4, 7]\nreturn (%0)\n"
+    )
+
+
+def test_a_reshape_across_a_turn_stays():
+    class Regrouped(nn.Module):
+        def forward(self, k: Tensor) -> Tensor:
+            return k.reshape(-1, 6, 4).transpose(1, 2).reshape(k.shape[0], 3, 8, 3)
+
+    assert "aten.reshape" in after_canonicalize(Regrouped(), k=torch.randn(2, 3, 6, 4))
+
+
 def test_true_masks_drop_out_of_a_conjunction():
     class Masks(nn.Module):
         def forward(self, x: Tensor) -> Tensor:

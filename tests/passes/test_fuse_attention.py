@@ -70,6 +70,44 @@ class Softcapped(Attention):
         return super().weigh(torch.tanh(scores / 3.0) * 3.0)
 
 
+class Exported(Attention):
+    """As PyTorch's exporter writes it for ONNX: the key turned in three dims, halves of the scale, no nan."""
+
+    root = HEAD_DIM**-0.25
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        turned = k.reshape(-1, TOKENS, HEAD_DIM).transpose(1, 2).reshape(k.shape[0], -1, HEAD_DIM, TOKENS)
+        return self.weigh((q * self.root) @ (turned * self.root)) @ v
+
+    def weigh(self, scores: Tensor) -> Tensor:
+        weights = F.softmax(scores, dim=-1)
+        return torch.where(torch.isnan(weights), 0.0, weights)
+
+
+class ExportedGroupedHeads(Exported):
+    kv_heads = 2
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        k, v = (t[:, :, None].expand(t.shape[0], 2, 2, TOKENS, HEAD_DIM).reshape(q.shape) for t in (k, v))
+        return super().attend(q, k, v)
+
+
+class ExportedBefore(Exported):
+    """As the older exporter writes it: the key turned at once, the factor in front."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (layer(x).view(x.shape[0], TOKENS, HEADS, HEAD_DIM) for layer in (self.q, self.k, self.v))
+        weights = self.weigh((self.root * q.transpose(1, 2)) @ (k.permute(0, 2, 3, 1) * self.root))
+        return self.o((weights @ v.transpose(1, 2)).transpose(1, 2).flatten(2))
+
+
+class ScaledQueryAlone(Attention):
+    """bart: the scale belongs to the query, as it does where aten's attention is given 1."""
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return self.weigh((q * 0.3) @ k.transpose(-1, -2)) @ v
+
+
 class Masked(Attention):
     def weigh(self, scores: Tensor) -> Tensor:
         row = torch.arange(TOKENS)
@@ -187,6 +225,10 @@ def test_eager_attention_becomes_one_op():
         (GroupedHeads, 2, "none", (False, HEAD_DIM**-0.5, 0.0)),
         (RepeatInterleaved, 2, "none", (False, HEAD_DIM**-0.5, 0.0)),
         (Softcapped, 4, "none", (False, HEAD_DIM**-0.5, 3.0)),
+        (Exported, 4, "none", (False, HEAD_DIM**-0.5, 0.0)),
+        (ExportedGroupedHeads, 2, "none", (False, HEAD_DIM**-0.5, 0.0)),
+        (ExportedBefore, 4, "none", (False, HEAD_DIM**-0.5, 0.0)),
+        (ScaledQueryAlone, 4, "none", (False, 1.0, 0.0)),
         (Masked, 4, "bias", (True, HEAD_DIM**-0.5, 0.0)),
         (Selected, 4, "padding", (False, HEAD_DIM**-0.5, 0.0)),
         (Causal, 4, "none", (True, HEAD_DIM**-0.5, 0.0)),
@@ -263,6 +305,12 @@ class NotTurned(Attention):
         return self.weigh(q @ torch.cos(k.transpose(-1, -2))) @ v
 
 
+class NanFilledWithOne(Exported):
+    def weigh(self, scores: Tensor) -> Tensor:
+        weights = F.softmax(scores, dim=-1)
+        return torch.where(torch.isnan(weights), 1.0, weights)
+
+
 class FilledWithANumber(Attention):
     def weigh(self, scores: Tensor) -> Tensor:
         return super().weigh(torch.where(torch.arange(TOKENS) > 1, scores, -1e4))
@@ -303,6 +351,7 @@ class Unvalued(Attention):
         (OtherCap, "tanh is not a softcap: it does not divide by what it multiplies with"),
         (OtherDim, "softmax is not over the last dim"),
         (NotTurned, "the key is not transposed in its last two dims"),
+        (NanFilledWithOne, "the weights are not multiplied with values"),
         (FilledWithANumber, "scores are replaced by other than minus infinity: fully masked rows would differ"),
         (SquashedScores, "aten.tanh.default stands between the product and its softmax"),
         (LearnedScale, "the scores are scaled by something other than a number"),

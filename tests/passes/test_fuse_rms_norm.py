@@ -44,6 +44,11 @@ class DividesBySquareRoot(Norm):
         return x / torch.sqrt((x * x).mean(dim=-1, keepdim=True) + 1e-5) * self.weight
 
 
+class Reciprocal(Norm):
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.reciprocal(torch.sqrt(x.pow(2).mean(-1, keepdim=True) + 1e-5)) * self.weight
+
+
 class PowerOfMinusHalf(Norm):
     def forward(self, x: Tensor) -> Tensor:
         return x * torch.pow(1e-5 + x.square().mean(-1, keepdim=True), -0.5) * self.weight
@@ -84,7 +89,7 @@ def test_six_operators_become_one():
     assert result.changed == ("mul_1",)
 
 
-@pytest.mark.parametrize("form", [Norm, Llama, Gemma, DividesBySquareRoot, PowerOfMinusHalf, Torch])
+@pytest.mark.parametrize("form", [Norm, Llama, Gemma, DividesBySquareRoot, Reciprocal, PowerOfMinusHalf, Torch])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, TOLERANCE), (torch.bfloat16, 1e-2)])
 def test_every_form(form: type[nn.Module], dtype: torch.dtype, tolerance: float):
     program = canonical(form().to(dtype), torch.randn(2, 3, WIDTH, dtype=dtype))
