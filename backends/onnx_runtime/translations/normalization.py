@@ -22,8 +22,8 @@ def _scale(w: GraphWriter, node: fx.Node, shape: Sequence[Any], weight: fx.Node 
     if weight is not None:
         return w.value(weight)
     one = torch.ones(1, dtype=result_type(node)).numpy()
-    known = [known_size(size) for size in shape]
-    if all(size is not None for size in known):
+    known = [size for given in shape if (size := known_size(given)) is not None]
+    if len(known) == len(shape):
         return w.constant(np.broadcast_to(one, known))
     return w.emit("Expand", w.constant(one), w.sizes(shape))
 

@@ -20,6 +20,11 @@ WIDER = {torch.uint16: torch.int32, torch.uint32: torch.int64, torch.uint64: tor
 """uint64 wraps around in int64 and comes back whole: values may be moved and added so, but not compared or divided."""
 
 
+def as_dtype(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """`x` in a dtype; tracing records even a cast to the dtype that `x` has, so that one is left out."""
+    return x if x.dtype == dtype else x.to(dtype)
+
+
 def widened(x: Tensor) -> Tensor:
     """`x`, cast to the wider dtype where its own has no kernels."""
     return x.to(WIDER[x.dtype]) if x.dtype in WIDER else x
@@ -27,4 +32,4 @@ def widened(x: Tensor) -> Tensor:
 
 def moved(move: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
     """`move` of tensors of one dtype, computed in the wider dtype and cast back."""
-    return move(*map(widened, tensors)).to(tensors[0].dtype)
+    return as_dtype(move(*map(widened, tensors)), tensors[0].dtype)

@@ -6,7 +6,6 @@ where dims are dynamic, and so do the widths that follow from them.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
@@ -60,7 +59,7 @@ class Windows:
         for size, span, stride, start, end in rows:
             reaching = -((span - size - start - end) // stride)  # ceil((size + start + end - span) / stride)
             starting = -((-size - start) // stride) - 1
-            last = torch.sym_min(reaching, starting)
+            last = smaller(reaching, starting)
             ends.append(last * stride + span - size - start)
         return Windows(self.sizes, self.kernel, self.strides, self.dilations, self.starts, ends)
 
@@ -74,12 +73,12 @@ def with_widths(x: Tensor, starts: Sequence[Size], ends: Sequence[Size], fill: f
     widths = [width for pair in zip(reversed(starts), reversed(ends), strict=True) for width in pair]
     if all(isinstance(width, int) and width == 0 for width in widths):
         return x
-    return F.pad(x, widths, value=fill)
+    return F.pad(x, cast("list[int]", widths), value=fill)
 
 
 def windows(
     x: Tensor,
-    kernel: Sequence[Size],
+    kernel: Sequence[int],
     auto_pad: str,
     pads: Sequence[int] | None,
     strides: Sequence[int] | None,
@@ -88,11 +87,11 @@ def windows(
 ) -> Windows:
     """The windows that ONNX's attributes describe over `x` [batch, channels, *spatial]. Raises ValueError."""
     dims = x.dim() - 2
-    sizes = list(x.shape[2:])
+    sizes: list[Size] = list(x.shape[2:])
     given = {"kernel_shape": kernel, "strides": strides, "dilations": dilations}
-    for name, numbers in given.items():
-        if numbers is not None and len(numbers) != dims:
-            raise ValueError(f"{name} has {len(numbers)} numbers for {dims} spatial dims")
+    for name, listed in given.items():
+        if listed is not None and len(listed) != dims:
+            raise ValueError(f"{name} has {len(listed)} numbers for {dims} spatial dims")
     if not 1 <= dims <= 3:
         raise ValueError(f"there are {dims} spatial dims, and kernels for 1, 2 and 3")
     numbers = [int(size) for size in kernel]
@@ -136,16 +135,21 @@ def same_padding(size: Size, span: int, stride: int) -> Size:
     if span == 1:
         return 0
     total = (size + stride - 1) // stride * stride - stride + span - size
-    return total if span >= stride else torch.sym_max(total, 0)
+    return total if span >= stride else larger(total, 0)
 
 
 def split_padding(totals: Sequence[Size], auto_pad: str) -> tuple[list[Size], list[Size]]:
     """Padding before and after: an odd place goes to the end for SAME_UPPER, to the start otherwise."""
-    smaller = [total // 2 for total in totals]
-    larger = [total - half for total, half in zip(totals, smaller, strict=True)]
-    return (smaller, larger) if auto_pad == "SAME_UPPER" else (larger, smaller)
+    halves = [total // 2 for total in totals]
+    rest = [total - half for total, half in zip(totals, halves, strict=True)]
+    return (halves, rest) if auto_pad == "SAME_UPPER" else (rest, halves)
 
 
-def places(kernel: Sequence[int]) -> int:
-    """How many places a window has."""
-    return math.prod(kernel)
+def larger(left: Size, right: Size) -> Size:
+    """The larger size, without asking which it is."""
+    return cast("Size", torch.sym_max(left, right))  # type: ignore[no-untyped-call]
+
+
+def smaller(left: Size, right: Size) -> Size:
+    """The smaller size, without asking which it is."""
+    return cast("Size", torch.sym_min(left, right))  # type: ignore[no-untyped-call]

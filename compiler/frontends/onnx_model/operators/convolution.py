@@ -13,7 +13,7 @@ from torch import Tensor
 from compiler.frontends.onnx_model.known import Size
 from compiler.frontends.onnx_model.node_context import NodeContext
 from compiler.frontends.onnx_model.operator_table import operator
-from compiler.frontends.onnx_model.windows import split_padding, windows, with_widths
+from compiler.frontends.onnx_model.windows import larger, split_padding, windows, with_widths
 
 CONVOLUTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 TRANSPOSED = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
@@ -72,7 +72,7 @@ def conv_transpose(
     if wanted is None:
         cuts = place.starts, place.ends
     else:
-        surplus = [torch.sym_max(one + extra - goal, 0) for one, extra, goal in zip(whole, more, wanted, strict=True)]
+        surplus = [larger(one + extra - goal, 0) for one, extra, goal in zip(whole, more, wanted, strict=True)]
         cuts = split_padding(surplus, auto_pad)
     goals = wanted or [one + extra - start - end for one, extra, start, end in zip(whole, more, *cuts, strict=True)]
     return _transposed(x, weight, bias, place.strides, place.dilations, group, cuts[0], whole, goals)
@@ -124,22 +124,21 @@ def deform_conv(
     offset [batch, offset_group * places * dims, *out], mask [batch, offset_group * places, *out].
     """
     place = windows(x, weight.shape[2:], "NOTSET", pads, strides, dilations)
-    dims, out = len(place.kernel), list(offset.shape[2:])
-    moved = offset.unflatten(1, (offset_group, -1, dims))
+    dims, out, batch = len(place.kernel), list(offset.shape[2:]), x.shape[0]
+    moved = offset.reshape([batch, offset_group, -1, dims, *out])
     taps = list(itertools.product(*map(range, place.kernel)))
     positions = []
     for dim in range(dims):
         shape = [1] * dims
         shape[dim] = -1
-        base = torch.arange(out[dim], dtype=x.dtype).reshape(shape) * place.strides[dim] - place.starts[dim]
-        steps = torch.tensor([tap[dim] * place.dilations[dim] for tap in taps], dtype=x.dtype)
+        base = torch.arange(out[dim], dtype=x.dtype).reshape(shape) * place.strides[dim]
+        steps = torch.tensor([tap[dim] * place.dilations[dim] - place.starts[dim] for tap in taps], dtype=x.dtype)
         positions.append(moved[:, :, :, dim] + steps.reshape(-1, *[1] * dims) + base)
-    sampled = _interpolated(x.unflatten(1, (offset_group, -1)), torch.stack(positions, 3))
+    sampled = _interpolated(x.reshape([batch, offset_group, -1, *x.shape[2:]]), torch.stack(positions, 3))
     if mask is not None:
-        sampled = sampled * mask.unflatten(1, (offset_group, 1, -1))
-    columns = sampled.flatten(1, 2).flatten(3).unflatten(1, (group, -1)).flatten(2, 3)
-    product = torch.matmul(weight.flatten(1).unflatten(0, (group, -1)), columns)
-    y = product.flatten(1, 2).unflatten(2, out)
+        sampled = sampled * mask.reshape([batch, offset_group, 1, -1, *out])
+    columns = sampled.reshape([batch, group, -1, math.prod(out)])
+    y = torch.matmul(weight.reshape([group, weight.shape[0] // group, -1]), columns).reshape([batch, -1, *out])
     return y if bias is None else y + bias.reshape(-1, *[1] * dims)
 
 
@@ -149,22 +148,17 @@ def _interpolated(x: Tensor, positions: Tensor) -> Tensor:
     Gives [batch, groups, channels, places, *out].
     """
     sizes = list(x.shape[3:])
+    flat, out = x.flatten(3), list(positions.shape[4:])
     low = positions.floor()
-    flat = x.flatten(3)
-    total: Tensor | None = None
+    parts = []
     for corner in itertools.product((0, 1), repeat=len(sizes)):
-        share: Tensor | None = None
-        index: Tensor | None = None
+        share, index = torch.ones_like(low[:, :, :, 0]), torch.zeros_like(low[:, :, :, 0], dtype=torch.int64)
         for dim, (size, step) in enumerate(zip(sizes, corner, strict=True)):
             at = low[:, :, :, dim] + step
             near = 1 - (positions[:, :, :, dim] - at).abs()
-            inside = torch.where((at >= 0) & (at <= size - 1), near, 0.0)
-            share = inside if share is None else share * inside
-            here = at.clamp(0, size - 1).to(torch.int64) * math.prod(sizes[dim + 1 :])
-            index = here if index is None else index + here
-        assert share is not None and index is not None
+            share = share * torch.where((at >= 0) & (at <= size - 1), near, 0.0)
+            index = index * size + at.clamp(0, size - 1).to(torch.int64)
         spread = index.flatten(2).unsqueeze(2).expand(-1, -1, flat.shape[2], -1)
-        value = flat.gather(3, spread).unflatten(3, list(index.shape[2:])) * share.unsqueeze(2)
-        total = value if total is None else total + value
-    assert total is not None
-    return total
+        values = flat.gather(3, spread).reshape([*flat.shape[:3], -1, *out])
+        parts.append(values * share.unsqueeze(2))
+    return torch.stack(parts).sum(0)

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from compiler.frontends.onnx_model.kernel_dtypes import as_dtype
 from compiler.frontends.onnx_model.node_context import NodeContext
 from compiler.frontends.onnx_model.operator_table import operator
 
@@ -53,5 +54,5 @@ def _loss(
 ) -> Tensor:
     if reduction not in REDUCTIONS:
         raise node.refuse(f"reduction is {reduction!r}", f"It is one of {', '.join(REDUCTIONS)}.")
-    labels = target.to(torch.int64)
+    labels = as_dtype(target, torch.int64)
     return F.nll_loss(log_probabilities, labels, weight, ignore_index=ignore_index, reduction=reduction)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import reduce
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from compiler.frontends.onnx_model.kernel_dtypes import as_dtype
 from compiler.frontends.onnx_model.known import Size
 from compiler.frontends.onnx_model.node_context import NodeContext
 from compiler.frontends.onnx_model.operator_table import operator
@@ -33,15 +35,13 @@ def batch_normalization_by_mode(
 ) -> Tensor | tuple[Tensor, ...]:
     """Before version 14 more outputs than one ask for training; spatial=0 has statistics for every place by itself."""
     training = not is_test and any(node.has_output(index) for index in range(1, 5))
-    flat = x if spatial else x.flatten(1)
-    vectors = [scale, bias, mean, var] if spatial else [one.flatten() for one in (scale, bias, mean, var)]
+    flat, shape = x if spatial else x.flatten(1), mean.shape
+    scale, bias, mean, var = (one if spatial else one.flatten() for one in (scale, bias, mean, var))
     if not training:
-        return _normalized(flat, *vectors, epsilon).reshape(x.shape)
-    y, batch_mean, batch_var = _normalized_by_batch(flat, *vectors[:2], epsilon)
-    running = [
-        _running(old.flatten(), new, momentum).reshape(old.shape) for old, new in ((mean, batch_mean), (var, batch_var))
-    ]
-    return y.reshape(x.shape), *running, batch_mean.reshape(mean.shape), batch_var.reshape(var.shape)
+        return _normalized(flat, scale, bias, mean, var, epsilon).reshape(x.shape)
+    y, batch_mean, batch_var = _normalized_by_batch(flat, scale, bias, epsilon)
+    running = _running(mean, batch_mean, momentum), _running(var, batch_var, momentum)
+    return y.reshape(x.shape), *(one.reshape(shape) for one in (*running, batch_mean, batch_var))
 
 
 @operator("BatchNormalization", since=14)
@@ -65,32 +65,24 @@ def batch_normalization(
 def _normalized(x: Tensor, scale: Tensor, bias: Tensor, mean: Tensor, var: Tensor, epsilon: float) -> Tensor:
     """With statistics that are given. Vectors of another dtype than x are computed with in the widest of them."""
     if x.dim() < 2:
-        x, restore = x.unsqueeze(-1), True
-    else:
-        restore = False
-    vectors = [mean, var, scale, bias]
-    widest = x.dtype
-    for one in vectors:
-        widest = torch.promote_types(widest, one.dtype)
-    if any(one.dtype != widest for one in (x, *vectors)):
-        y = F.batch_norm(x.to(widest), *[one.to(widest) for one in vectors], False, 0.1, epsilon).to(x.dtype)
-    else:
-        y = F.batch_norm(x, *vectors, False, 0.1, epsilon)
-    return y.squeeze(-1) if restore else y
+        return _normalized(x.unsqueeze(-1), scale, bias, mean, var, epsilon).squeeze(-1)
+    widest = reduce(torch.promote_types, (one.dtype for one in (x, scale, bias, mean, var)))
+    wide, scale, bias, mean, var = (as_dtype(one, widest) for one in (x, scale, bias, mean, var))
+    return as_dtype(F.batch_norm(wide, mean, var, scale, bias, False, 0.1, epsilon), x.dtype)
 
 
 def _normalized_by_batch(x: Tensor, scale: Tensor, bias: Tensor, epsilon: float) -> tuple[Tensor, Tensor, Tensor]:
     """With the mean and the population variance of `x` itself; gives those too."""
-    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    wide = as_dtype(x, torch.promote_types(x.dtype, torch.float32))
     dims = [dim for dim in range(x.dim()) if dim != 1]
     mean, var = wide.mean(dims, keepdim=True), wide.var(dims, correction=0, keepdim=True)
     shape = [-1, *[1] * (x.dim() - 2)]
     y = (wide - mean) * torch.rsqrt(var + epsilon) * scale.reshape(shape) + bias.reshape(shape)
-    return y.to(x.dtype), mean.flatten(), var.flatten()
+    return as_dtype(y, x.dtype), mean.flatten(), var.flatten()
 
 
 def _running(old: Tensor, new: Tensor, momentum: float) -> Tensor:
-    return (old * momentum + new * (1 - momentum)).to(old.dtype)
+    return as_dtype(old * momentum + new * (1 - momentum), old.dtype)
 
 
 @operator("InstanceNormalization")
@@ -118,7 +110,7 @@ def layer_normalization(
         y = y if bias is None else y + bias
     if not node.has_output(1) and not node.has_output(2):
         return y
-    wide = x.float() if stash_type == 1 else x
+    wide = as_dtype(x, torch.float32) if stash_type == 1 else x
     dims = list(range(axis % x.dim(), x.dim()))
     return y, wide.mean(dims, keepdim=True), torch.rsqrt(wide.var(dims, correction=0, keepdim=True) + epsilon)
 
@@ -146,8 +138,8 @@ def group_normalization_by_group(
 ) -> Tensor:
     """Version 18 has one scale and bias a group, not a channel."""
     repeats = x.shape[1] // num_groups
-    by_channel = [one.unsqueeze(1).expand(-1, repeats).flatten() for one in (scale, bias)]
-    return F.group_norm(x, num_groups, *by_channel, epsilon)
+    scale, bias = (one.unsqueeze(1).expand(-1, repeats).flatten() for one in (scale, bias))
+    return F.group_norm(x, num_groups, scale, bias, epsilon)
 
 
 @operator("GroupNormalization", since=21)

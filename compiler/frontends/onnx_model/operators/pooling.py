@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from compiler.frontends.onnx_model.kernel_dtypes import as_dtype
 from compiler.frontends.onnx_model.known import Known, Size
 from compiler.frontends.onnx_model.node_context import NodeContext
 from compiler.frontends.onnx_model.operator_table import operator
@@ -44,7 +45,7 @@ def max_pool(
     """The second output says where in the whole input, flattened, each number stood."""
     place = windows(x, kernel_shape, auto_pad, pads, strides, dilations, ceil_mode)
     pooled: Any
-    values = x.float() if x.dtype in COMPUTED_AS_FLOAT else x
+    values = _computed(x)
     shifted = not _torch_counts(place) or not _fits_torch(place)
     padding, ceil = place.symmetric or [0], place.ceil
     if shifted:
@@ -54,11 +55,15 @@ def max_pool(
     with_indices = node.has_output(1)
     pooled = MAX_POOLS[x.dim() - 2](values, place.kernel, place.strides, padding, place.dilations, ceil, with_indices)
     if not with_indices:
-        return pooled.to(x.dtype)  # type: ignore[no-any-return]
+        return as_dtype(pooled, x.dtype)
     found, indices = pooled
     if shifted:
         indices = _without_padding(indices, place)
-    return found.to(x.dtype), _within_whole(indices, place.sizes, storage_order)
+    return as_dtype(found, x.dtype), _within_whole(indices, place.sizes, storage_order)
+
+
+def _computed(x: Tensor) -> Tensor:
+    return as_dtype(x, torch.float32) if x.dtype in COMPUTED_AS_FLOAT else x
 
 
 def _torch_counts(place: Windows) -> bool:
@@ -77,7 +82,9 @@ def _fits_torch(place: Windows) -> bool:
 def _without_padding(indices: Tensor, place: Windows) -> Tensor:
     """Indices into padded planes as indices into the planes themselves."""
     padded = [sum(one) for one in zip(place.sizes, place.starts, place.ends, strict=True)]
-    coordinates = [one - start for one, start in zip(_coordinates(indices, padded), place.starts, strict=True)]
+    found = _coordinates(indices, padded)
+    starts: list[Any] = place.starts
+    coordinates = [one - start for one, start in zip(found, starts, strict=True)]
     return _flat(coordinates, _row_major(place.sizes))
 
 
@@ -88,10 +95,12 @@ def _within_whole(indices: Tensor, sizes: Sequence[Size], storage_order: int) ->
         indices = _flat(_coordinates(indices, sizes), strides)
     batch, channels = indices.shape[:2]
     planes = torch.arange(batch * channels).reshape(batch, channels, *[1] * len(sizes))
-    return indices + planes * math.prod(sizes)
+    plane: Any = math.prod(sizes)
+    return torch.add(indices, planes * plane)
 
 
-def _coordinates(indices: Tensor, sizes: Sequence[Size]) -> list[Tensor]:
+def _coordinates(indices: Tensor, sizes: Sequence[Any]) -> list[Tensor]:
+    """Indices into a flattened tensor as one index a dim."""
     found = []
     for size in reversed(sizes[1:]):
         found.append(indices.remainder(size))
@@ -103,10 +112,9 @@ def _row_major(sizes: Sequence[Size]) -> list[Size]:
     return [math.prod(sizes[dim + 1 :]) for dim in range(len(sizes))]
 
 
-def _flat(coordinates: Sequence[Tensor], strides: Sequence[Size]) -> Tensor:
-    return sum(
-        (one * stride for one, stride in zip(coordinates[1:], strides[1:], strict=True)), coordinates[0] * strides[0]
-    )
+def _flat(coordinates: Sequence[Tensor], strides: Sequence[Any]) -> Tensor:
+    parts = [one * stride for one, stride in zip(coordinates, strides, strict=True)]
+    return torch.stack(parts).sum(0)
 
 
 @operator("AveragePool")
@@ -123,18 +131,18 @@ def average_pool(
 ) -> Tensor:
     """The mean of each window: of what is in the input, or of the padding too, but never of what lies beyond it."""
     place = windows(x, kernel_shape, auto_pad, pads, strides, dilations, ceil_mode)
-    values = x.float() if x.dtype in COMPUTED_AS_FLOAT else x
+    values = _computed(x)
     dense = max(place.dilations) == 1
     if dense and _torch_counts(place) and _fits_torch(place):
         pool = AVERAGE_POOLS[x.dim() - 2]
         pooled = pool(values, place.kernel, place.strides, place.symmetric, place.ceil, bool(count_include_pad))
-        return pooled.to(x.dtype)  # type: ignore[no-any-return]
+        return as_dtype(pooled, x.dtype)
     exact = place.exact()
     means = _window_means(exact.padded(values, 0.0), place)
     full = count_include_pad and not place.ceil
     unpadded = exact.symmetric is not None and not any(exact.symmetric)
     if full or unpadded:
-        return means.to(x.dtype)
+        return as_dtype(means, x.dtype)
     counted = torch.ones([1, 1, *place.sizes], dtype=values.dtype)
     if count_include_pad:
         counted = place.padded(counted, 1.0)
@@ -142,7 +150,7 @@ def average_pool(
         counted = with_widths(counted, [0] * len(beyond), beyond, 0.0)
     else:
         counted = exact.padded(counted, 0.0)
-    return (means / _window_means(counted, place)).to(x.dtype)
+    return as_dtype(means / _window_means(counted, place), x.dtype)
 
 
 def _window_means(x: Tensor, place: Windows) -> Tensor:
@@ -169,10 +177,10 @@ def lp_pool(
     ceil_mode: int = 0,
 ) -> Tensor:
     place = windows(x, kernel_shape, auto_pad, pads, strides, dilations, ceil_mode)
-    values = x.float() if x.dtype in COMPUTED_AS_FLOAT else x
+    values = _computed(x)
     powers = values.abs() if p == 1 else values.abs().pow(p)
     sums = _window_means(place.exact().padded(powers, 0.0), place) * math.prod(place.kernel)
-    return (sums if p == 1 else sums.pow(1 / p)).to(x.dtype)
+    return as_dtype(sums if p == 1 else sums.pow(1 / p), x.dtype)
 
 
 @operator("GlobalAveragePool")
@@ -190,7 +198,8 @@ def global_max_pool(x: Tensor) -> Tensor:
 
 @operator("GlobalLpPool")
 def global_lp_pool(x: Tensor, *, p: float = 2) -> Tensor:
-    return torch.linalg.vector_norm(x, p, _spatial(x), keepdim=True)
+    norm: Tensor = torch.linalg.vector_norm(x, p, _spatial(x), keepdim=True)
+    return norm
 
 
 def _spatial(x: Tensor) -> list[int]:
@@ -243,8 +252,11 @@ def max_roi_pool(x: Tensor, rois: Tensor, *, pooled_shape: list[int], spatial_sc
     return torch.where(held, pooled, 0.0)
 
 
-def _parts(first: Tensor, last: Tensor, count: int, size: Size) -> Tensor:
-    """Which of `size` places lie in each of `count` parts of the span from `first` to `last`: [regions, count, size]."""
+def _parts(first: Tensor, last: Tensor, count: int, size: int) -> Tensor:
+    """Which of `size` places lie in each of `count` parts of the span from `first` to `last`.
+
+    Gives [regions, count, size].
+    """
     width = (last - first + 1).clamp_min(1) / count
     steps = torch.arange(count, dtype=first.dtype)
     begin = (steps * width[:, None]).floor() + first[:, None]
