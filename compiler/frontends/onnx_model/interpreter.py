@@ -7,6 +7,7 @@ records says in its meta which ONNX node it came from.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -29,6 +30,7 @@ from compiler.frontends.onnx_model.operator_table import (
     wants,
 )
 from compiler.frontends.onnx_model.scope_names import scope_path
+from compiler.frontends.onnx_model.unread_operators import every_node
 from compiler.frontends.onnx_model.values import names_of
 from compiler.frontends.onnx_model.weights import add_weights
 from compiler.frontends.torch_export import SCOPE
@@ -248,6 +250,8 @@ class OnnxModule(nn.Module):
             return NotImplemented
         if sum(one.array.size for one in present) > LARGEST_FOLDED:
             return NotImplemented
+        if any(one.weight is not None and one.dtype.is_floating_point for one in present):
+            return NotImplemented  # what is computed from a weight must follow when the weight trains
         return self._called(entry, context, arguments)
 
     def _called(self, entry: Operator, context: NodeContext, arguments: Sequence[Any]) -> Any:
@@ -312,9 +316,11 @@ class OnnxModule(nn.Module):
         return self.tensor(given)
 
     def _fold_constants(self, graph: ir.Graph) -> None:
-        """Compute what follows from small constants alone, once, outside of any trace."""
+        """Read attributes, and compute what follows from small constants alone, once, outside of any trace."""
         environment = Environment()
-        for node in graph:
+        for node in every_node(graph):
+            with suppress(Exception):  # it is read again in its place, where the error is reported
+                self._attribute_values(node)
             entry = self.find(node)
             if entry is None or node.op_type in NOT_FOLDED or not self._is_foldable(node):
                 continue
