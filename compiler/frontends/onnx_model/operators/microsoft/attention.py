@@ -46,7 +46,7 @@ def attention(
     if attention_bias is not None:
         added = attention_bias if added is None else added + attention_bias
     y = _attended_from(past_length, query, key, value, added, bool(unidirectional), scale)
-    return (merge_heads(y), torch.stack([key, value]))[: max(node.output_count, 1)]
+    return (merge_heads(y), torch.stack([key, value])) if node.has_output(1) else (merge_heads(y),)
 
 
 @operator("MultiHeadAttention", domain=MICROSOFT)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -25,7 +28,7 @@ def group_query_attention(
     smooth_softmax: int = -1, qk_norm_epsilon: float = 1e-6, sliding_window_cache: int = 0, qk_output: int = 0,
     kv_cache_bit_width: int = 0, k_quant_type: str = "NONE", v_quant_type: str = "NONE", node: NodeContext,
 ) -> tuple[Tensor, ...]:  # fmt: skip
-    """query [batch, tokens, heads * head_dim], or with key and value packed behind it; past [batch, kv_heads, past, dim].
+    """query [batch, tokens, heads * dim], or with key and value packed behind it; past_key [batch, kv_heads, past, dim].
 
     Sequence b has seqlens_k[b] + 1 keys, the new ones among them.
     """
@@ -52,7 +55,7 @@ def group_query_attention(
         dims = 2 * cos.shape[-1]
         q, k = (rotated(one, cos, sin, bool(rotary_interleaved), dims) for one in (q, k))
     if past_key is not None and past_value is not None:
-        kept = _cache_length(past_key, k, total_sequence_length)
+        kept = _cache_length(past_key, k, total_sequence_length, node)
         k, v = _extended(past_key, k, offset, kept), _extended(past_value, v, offset, kept)
     present = (k, v)
     from_start = isinstance(offset, int) and offset == 0
@@ -80,11 +83,28 @@ def _offset(query: Tensor, past_key: Tensor | None, seqlens_k: Tensor) -> int | 
     return (seqlens_k.to(torch.int64).reshape(-1, 1, 1, 1) + 1 - query.shape[2]).clamp(min=0)
 
 
-def _cache_length(past: Tensor, new: Tensor, total: Value) -> int:
-    """The length of the present: a past that has room for all keys is a buffer, otherwise the new ones follow it."""
-    known = total.item() if isinstance(total, Known) else None
-    has_room = isinstance(known, int) and isinstance(past.shape[2], int) and known <= past.shape[2]
-    return past.shape[2] if has_room else past.shape[2] + new.shape[2]
+def _cache_length(past: Tensor, new: Tensor, total: Value, node: NodeContext) -> int:
+    """The length of the present: a past with room for all keys is a buffer, otherwise the new keys follow it.
+
+    What the model states decides, not the sizes of a run: a buffer has a fixed size, or that of the present.
+    """
+    stated, result = (_stated_length(one) for one in (node.node.inputs[3], node.node.outputs[1:2]))
+    is_buffer = stated is not None and stated == result
+    if isinstance(stated, int):
+        if not isinstance(total, Known):
+            raise node.needed(6, "the number of keys")
+        is_buffer = isinstance(total.item(), int) and total.item() <= stated
+    return past.shape[2] if is_buffer else past.shape[2] + new.shape[2]
+
+
+def _stated_length(value: Any) -> int | str | None:
+    """The third size that the model states of a cache."""
+    if isinstance(value, Sequence):
+        value = value[0] if value else None
+    if value is None or value.shape is None or len(value.shape) != 4:
+        return None
+    size = value.shape[2]
+    return size if isinstance(size, int) else size.value
 
 
 def _extended(past: Tensor, new: Tensor, offset: int | Tensor, length: int) -> Tensor:
