@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from compiler.frontends.onnx_model.kernel_dtypes import widened
+from compiler.frontends.onnx_model.kernel_dtypes import as_dtype, widened
 from compiler.frontends.onnx_model.known import Known
 from compiler.frontends.onnx_model.operator_table import operator
 
@@ -34,4 +34,4 @@ def _cumulated(
         value = torch.ops.aten.slice.Tensor(value, axis, 0, -1)
         value = F.pad(value, [0, 0] * (x.dim() - 1 - axis) + [1, 0], value=neutral)
     value = function(value, axis, dtype=value.dtype)
-    return (value.flip(axis) if reverse else value).to(x.dtype)
+    return as_dtype(value.flip(axis) if reverse else value, x.dtype)

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from compiler.frontends.onnx_model.kernel_dtypes import widened
+from compiler.frontends.onnx_model.kernel_dtypes import as_dtype, widened
 from compiler.frontends.onnx_model.known import Known
 from compiler.frontends.onnx_model.node_context import NodeContext
 from compiler.frontends.onnx_model.operator_table import operator
@@ -54,11 +54,11 @@ def _padded(
     widths = {axis: (pads[place], pads[place + len(axes)]) for place, axis in enumerate(axes)}
     if mode == "constant":
         flat = [width for axis in reversed(range(data.dim())) for width in widths.get(axis, (0, 0))]
-        return F.pad(widened(data), flat, value=fill).to(data.dtype)
+        return as_dtype(F.pad(widened(data), flat, value=fill), data.dtype)
     if mode not in ("reflect", "edge", "wrap"):
         raise node.refuse(f"mode {mode!r}", "The modes are constant, reflect, edge and wrap.")
     for axis, (before, after) in widths.items():
-        if isinstance(before, int) and isinstance(after, int):
+        if isinstance(before, int) and isinstance(after, int) and min(before, after) < 0:
             data = torch.ops.aten.slice.Tensor(data, axis, max(-before, 0), -after if after < 0 else None)
             widths[axis] = max(before, 0), max(after, 0)
     changed = {axis: width for axis, width in widths.items() if width != (0, 0)}

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from compiler.frontends.onnx_model.kernel_dtypes import widened
+from compiler.frontends.onnx_model.kernel_dtypes import as_dtype, widened
 from compiler.frontends.onnx_model.known import Known
 from compiler.frontends.onnx_model.operator_table import operator
 
@@ -97,7 +97,7 @@ def _reduced(reduction: Reduction, data: Tensor, axes: Sequence[int], none_is_no
     dims = [int(axis) % data.dim() for axis in axes] if data.dim() else []
     if not dims and not none_is_none:
         dims = list(range(data.dim()))
-    return reduction(widened(data), dims, bool(keepdims)).to(data.dtype)
+    return as_dtype(reduction(widened(data), dims, bool(keepdims)), data.dtype)
 
 
 def _register(name: str, reduction: Reduction) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from compiler.frontends.onnx_model.kernel_dtypes import widened
+from compiler.frontends.onnx_model.kernel_dtypes import as_dtype, widened
 from compiler.frontends.onnx_model.known import Known, Size
 from compiler.frontends.onnx_model.operator_table import operator
 
@@ -26,7 +26,7 @@ def _top(x: Tensor, count: Size, axis: int, *, descending: bool) -> tuple[Tensor
     """Of equal values the one with the lower index comes first, which torch's own topk does not promise."""
     values, places = torch.sort(widened(x), dim=axis, descending=descending, stable=True)
     first = torch.ops.aten.slice.Tensor
-    return first(values.to(x.dtype), axis, 0, count), first(places, axis, 0, count)
+    return first(as_dtype(values, x.dtype), axis, 0, count), first(places, axis, 0, count)
 
 
 def _register(name: str, function: Callable[..., Tensor]) -> None:
