@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from compiler.evidence.fidelity import measure_fidelity, reference_outputs
 from compiler.rewriting import Graft, PassContext, PassResult, Replacement, SiteOutcome
@@ -110,7 +110,7 @@ class _Workbench:
     def _call(self, item: GraftedSite, rung: int) -> fx.Node:
         if rung in item.calls:
             return item.calls[rung]
-        name = self.program.free_name(f"{_module_path(item.site)}.{self.graft.name.replace('-', '_')}")
+        name = self._place(item.site)
         self.program.graph_module.add_submodule(name, item.rungs[rung].module.eval())
         output = item.site.output
         with self.program.graph.inserting_before(output):
@@ -122,6 +122,13 @@ class _Workbench:
                 call.meta[key] = output.meta[key]
         item.calls[rung] = call
         return call
+
+    def _place(self, site: Site) -> str:
+        """Where the stand-in is kept: below the site's own path, or beside it where a tensor stands there already."""
+        path, graft = _module_path(site), self.graft.name.replace("-", "_")
+        if _passes_a_tensor(self.program.graph_module, path):
+            return self.program.free_name(f"{path.replace('.', '_')}_{graft}")
+        return self.program.free_name(f"{path}.{graft}")
 
 
 def _hold_budget(bench: _Workbench, reference: Sequence[Tensor], context: PassContext) -> tuple[str, ...]:
@@ -202,3 +209,13 @@ def _module_path(site: Site) -> str:
     """Where the stand-in's weights are stored: beside the site's own."""
     weight = site.bindings.get("weight")
     return str(weight).rpartition(".")[0] or site.name if weight else site.name
+
+
+def _passes_a_tensor(module: nn.Module, path: str) -> bool:
+    """Whether a dotted path leads to or through a tensor, below which nothing can be kept."""
+    found: object = module
+    for part in path.split("."):
+        found = getattr(found, part, None)
+        if isinstance(found, Tensor):
+            return True
+    return False

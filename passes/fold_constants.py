@@ -6,7 +6,8 @@ Shapes:  unchanged.
 Exact:   the values bit for bit; they are stored contiguous, so a product with them may add up in another order: 1e-6 in
          float32.
 Refuses: results that would make the file grow by more than `growth_kib`; operators that draw random numbers or write in
-         place; values that something writes to in place. A tensor filled with one number stays as it is written.
+         place; values that something writes to in place. A tensor filled with one number stays as it is written, and
+         a quantized weight stays quantized.
 Source:  the usual definition; Aho, Lam, Sethi and Ullman 2006, section 9.4.
 """
 
@@ -25,6 +26,8 @@ from compiler.patterns import constant_fill, erase_dead, has_tensor, is_call, va
 from compiler.program import Program
 from compiler.rewriting import Pass, PassContext, PassResult, Rewrite
 from compiler.sites import Refusal
+
+DEQUANTIZED = "regraft.dequantize_linear.default"
 
 
 @dataclass(frozen=True)
@@ -72,6 +75,8 @@ def _is_pure(node: fx.Node) -> bool:
     if is_call(node, operator.getitem):
         return True
     if not isinstance(node.target, torch._ops.OpOverload) or mutates(node) or node.is_impure():
+        return False
+    if str(node.target) == DEQUANTIZED:
         return False
     return torch.Tag.nondeterministic_seeded not in node.target.tags
 

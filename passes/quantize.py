@@ -7,8 +7,9 @@ Shapes:  x [..., in], W [out, in], E [vocabulary, width]; outputs keep shape and
 Lossy:   int8 weights have one scale an output, weights in blocks one a block of inputs; rounding makes up for its own
          errors on calibration data. The budget takes a site from one scale for its inputs to one a row, to 8-bit
          weights only, and then back to float; from 4 bits to 8; a table from 6 bits to 8.
-Refuses: convolutions (not yet); weights that other nodes share; weights that are not finite; sites of under 1,024
-         weights; sites that `sites` or `skip` leave out; tables when `embeddings` is none or rows fill no bytes.
+Refuses: convolutions (not yet); what is quantized already; weights that other nodes share, or that are not finite;
+         sites of under 1,024 weights; sites that `sites` or `skip` leave out; tables when `embeddings` is none or rows
+         fill no bytes.
 Source:  Frantar et al. 2022, arXiv:2210.17323 (rounding); ONNX DynamicQuantizeLinear; com.microsoft MatMulNBits.
 """
 
@@ -49,7 +50,7 @@ class Quantize(Graft):
     """Stores the weights of linear and embedding sites as integers."""
 
     name: ClassVar[str] = "quantize"
-    site_kinds: ClassVar[tuple[str, ...]] = ("linear", "embedding", "convolution")
+    site_kinds: ClassVar[tuple[str, ...]] = ("linear", "embedding", "convolution", "quantized")
 
     bits: Annotated[Literal[8, 4], "bits of a linear weight"] = 8
     activations: Annotated[
@@ -127,6 +128,8 @@ def _unfit(site: Site, program: Program) -> str | None:
     """Why no setting of the options would quantize this site."""
     if site.kind == "convolution":
         return "convolutions are not quantized yet"
+    if site.kind == "quantized":
+        return "it is quantized already: run dequantize first"
     name = site.bindings["weight"]
     weight = program.weight(name)
     if not weight.is_floating_point():

@@ -28,6 +28,7 @@ FLOAT8 = {
 }
 FLOAT4 = "float4e2m1"
 LARGEST_FLOAT4 = 6.0
+LARGEST_ROUNDED_TO_E4M3FN = 464.0
 
 CARRIERS: dict[str, torch.dtype] = {
     "uint8": torch.uint8,
@@ -62,6 +63,8 @@ def rounded_to(quotient: Tensor, zero: Tensor | None, to: str, saturate: bool) -
     if saturate:
         limit = torch.finfo(dtype).max
         quotient = quotient.clamp(-limit, limit)
+    elif dtype == torch.float8_e4m3fn:  # which torch saturates by itself
+        quotient = torch.where(quotient.abs() > LARGEST_ROUNDED_TO_E4M3FN, float("nan"), quotient)
     return quotient.to(dtype)
 
 

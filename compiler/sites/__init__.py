@@ -16,6 +16,7 @@ from compiler.sites.feed_forward import match_feed_forward
 from compiler.sites.linear import match_linear
 from compiler.sites.names import unique
 from compiler.sites.norm import match_norm
+from compiler.sites.quantized import match_quantized, match_quantized_activation
 from compiler.sites.site import Refusal, Site
 
 if TYPE_CHECKING:
@@ -32,6 +33,8 @@ KINDS: dict[str, Matcher] = {
     "convolution": match_convolution,
     "attention": match_attention,
     "feed-forward": match_feed_forward,
+    "quantized": match_quantized,
+    "quantized-activation": match_quantized_activation,
 }
 
 
