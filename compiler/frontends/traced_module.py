@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -51,7 +53,7 @@ def trace(doing: str, call: PositionalCall, inputs: dict[str, Tensor], dims: Dyn
     """Export. Under no_grad, so that inference-only regions are inlined rather than wrapped in submodules."""
     shapes = tuple(dict.fromkeys(dims.get(name, {}), Dim.AUTO) for name in inputs)
     try:
-        with torch.no_grad():
+        with torch.no_grad(), quiet_tracing():
             exported = torch.export.export(
                 call, tuple(inputs.values()), dynamic_shapes={"tensors": shapes} if shapes else None, strict=False
             )
@@ -176,6 +178,18 @@ class TracedModule:
             if not _close(one, other):
                 return f"output {index} has other values"
         return None
+
+
+@contextmanager
+def quiet_tracing() -> Iterator[None]:
+    """Keep torch from printing the tracebacks of operators that fail while they are traced: the error says it."""
+    logger = logging.getLogger("torch._subclasses.fake_tensor")
+    before = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
 
 
 def first_line(error: BaseException) -> str:

@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from compiler.errors import CompilerError
+from compiler.frontends.traced_module import quiet_tracing
 
 ALWAYS_ALLOWED_BYTES = 2**30
 LARGEST_GROWTH = 256
@@ -56,7 +57,7 @@ def require_room(doing: str, module: nn.Module, inputs: Mapping[str, Tensor]) ->
     limit = max(ALWAYS_ALLOWED_BYTES, LARGEST_GROWTH * (given + held))
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     try:
-        with torch.no_grad(), mode, _LargestResult(limit):
+        with torch.no_grad(), quiet_tracing(), mode, _LargestResult(limit):
             module(*(mode.from_tensor(tensor) for tensor in inputs.values()))
     except TooLargeError as error:
         problem = f"a result would take {error.size / 1e9:,.1f} GB, for inputs of {given / 1e6:,.1f} MB"

@@ -50,7 +50,7 @@ def read_model(doing: str, path: Path) -> ir.Model:
         raise CompilerError(doing, f"it is no ONNX model ({first_line(error)})", DAMAGED) from error
     for tensor in stored_tensors(model):
         _check_tensor(doing, tensor, path.parent)
-    _check_outputs(doing, model)
+    _check_names_and_outputs(doing, model)
     return prepared(doing, model)
 
 
@@ -109,9 +109,12 @@ def _check_proto(doing: str, proto: onnx.ModelProto) -> None:
         raise CompilerError(doing, f"initializer {name!r} is sparse", "Store it as a dense tensor.")
 
 
-def _check_outputs(doing: str, model: ir.Model) -> None:
-    """Raise CompilerError for an output that nothing computes."""
+def _check_names_and_outputs(doing: str, model: ir.Model) -> None:
+    """Raise CompilerError for an output that nothing computes, and for names that are no text."""
     graph = model.graph
+    for value in (*graph.inputs, *graph.outputs, *graph.initializers.values(), *graph.all_nodes()):
+        if value.name is not None and not isinstance(value.name, str):
+            raise CompilerError(doing, f"the name {value.name!r} is no text", DAMAGED)
     for value in graph.outputs:
         if value.producer() is None and value not in graph.inputs and value.name not in graph.initializers:
             raise CompilerError(doing, f"nothing computes its output {value.name!r}", DAMAGED)

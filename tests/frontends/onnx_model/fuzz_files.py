@@ -33,7 +33,8 @@ SEEDS = {
     "pytorch-operator": ("test_operator_mm", "test_operator_pad", "test_operator_reduced_mean"),
     "node": (
         "test_attention_4d", "test_lstm_with_initial_bias", "test_if", "test_loop11", "test_qlinearconv",
-        "test_resize_upsample_scales_nearest", "test_gather_elements_0", "test_reshape_extended_dims", "test_sequence_insert_at_back",
+        "test_resize_upsample_scales_nearest", "test_gather_elements_0", "test_reshape_extended_dims",
+        "test_sequence_insert_at_back",
         "test_layer_normalization_default_axis", "test_convtranspose", "test_einsum_batch_matmul", "test_scan9_sum",
     ),
 }  # fmt: skip
