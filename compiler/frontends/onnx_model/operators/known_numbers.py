@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from compiler.frontends.onnx_model.element_types import dtype_of
 from compiler.frontends.onnx_model.known import Known, is_symbolic, object_array
@@ -76,6 +77,19 @@ def _binary(function: Callable[[Any, Any], Any], dtype: torch.dtype | None = Non
     return compute
 
 
+def _comparison(function: Callable[[Any, Any], Any]) -> Callable[[Known, Known], Any]:
+    return _binary(lambda left, right: _decided(function(left, right)), torch.bool)
+
+
+def _decided(truth: Any) -> Any:
+    """A bool where every size the model allows gives the same answer: exporters ask whether sizes are -1."""
+    if not isinstance(truth, torch.SymBool):
+        return truth
+    if statically_known_true(truth):
+        return True
+    return False if statically_known_true(torch.sym_not(truth)) else truth
+
+
 EXACT = (torch.int64, torch.int32, torch.float32, torch.float64, torch.bool)
 for _name, _function in {
     "Add": lambda left, right: left + right,
@@ -91,7 +105,7 @@ for _name, _function in {
     "Greater": lambda left, right: left > right,
     "GreaterOrEqual": lambda left, right: left >= right,
 }.items():
-    known_operator(_name)(_binary(_function, torch.bool))
+    known_operator(_name)(_comparison(_function))
 
 
 @known_operator("Concat")
