@@ -43,11 +43,8 @@ def bias_add(x: Tensor, bias: Tensor, skip: Tensor) -> Tensor:
 
 @operator("BiasSoftmax", domain=MICROSOFT)
 def bias_softmax(data: Tensor, bias: Tensor, *, axis: int = 1, is_inner_broadcast: int) -> Tensor:
-    """Softmax over all dims from `axis` on. The bias lacks the outermost dims, or those right before `axis`."""
+    """Softmax over all dims from `axis` on. Which dims the bias is broadcast over, its own sizes of 1 say."""
     axis %= data.dim()
-    if is_inner_broadcast:
-        while bias.dim() < data.dim():
-            bias = bias.unsqueeze(max(axis - (data.dim() - bias.dim()), 0))
     scores = data + bias
     if axis == data.dim() - 1:
         return torch.softmax(scores, dim=-1)

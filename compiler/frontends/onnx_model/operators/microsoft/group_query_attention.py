@@ -28,7 +28,7 @@ def group_query_attention(
     smooth_softmax: int = -1, qk_norm_epsilon: float = 1e-6, sliding_window_cache: int = 0, qk_output: int = 0,
     kv_cache_bit_width: int = 0, k_quant_type: str = "NONE", v_quant_type: str = "NONE", node: NodeContext,
 ) -> tuple[Tensor, ...]:  # fmt: skip
-    """query [batch, tokens, heads * dim], or with key and value packed behind it; past_key [batch, kv_heads, past, dim].
+    """query [batch, tokens, heads * dim], or with key and value packed behind it; past [batch, kv_heads, past, dim].
 
     Sequence b has seqlens_k[b] + 1 keys, the new ones among them.
     """
