@@ -103,7 +103,7 @@ class OnnxModule(nn.Module):
         self._last_reads: dict[ir.Graph, dict[ir.Node, list[ir.Value]]] = {}
         self._attributes: dict[ir.Node, dict[str, Any]] = {}
         self._stand_ins: dict[str, Tensor] = {}
-        self.notes: dict[str, None] = {}
+        self.notes: set[str] = set()  # export puts lists and dicts back to what they were before tracing
         self.operators_in_loops = 0
         self.output_names: list[str] = []
         self._inputs = GraphInputs(doing, model.graph, self.fixed, examples or {})

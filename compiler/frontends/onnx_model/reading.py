@@ -56,7 +56,7 @@ def program_from_onnx(
                 raise _with_inputs_to_state(error, model) from None
             fixed.update({name: values[name] for name in deciding})
             notes += [f"input {name!r} decides shapes: fixed at {values[name].tolist()}" for name in deciding]
-    program.notes += [*module.notes, *notes]
+    program.notes += [*sorted(module.notes), *notes]
     program.description = model.doc_string or model.graph.doc_string or ""
     program.metadata = {str(key): str(value) for key, value in model.metadata_props.items()}
     return program

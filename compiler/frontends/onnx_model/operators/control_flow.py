@@ -38,9 +38,16 @@ class NotUnrolledError(Exception):
 @operator("If")
 def if_(condition: Value, *, then_branch: ir.Graph, else_branch: ir.Graph, node: NodeContext) -> Any:
     taken = _truth(condition, node)
-    if taken is not None:
-        return tuple(node.run_subgraph(then_branch if taken else else_branch, []))
-    return _chosen_at_run_time(condition, then_branch, else_branch, node)
+    if taken is None:
+        return _chosen_at_run_time(condition, then_branch, else_branch, node)
+    branch, other = (then_branch, else_branch) if taken else (else_branch, then_branch)
+    try:
+        return tuple(node.run_subgraph(branch, []))
+    except CompilerError as error:
+        if not isinstance(condition, Tensor) or not _fails_at_these_sizes(error):
+            raise
+        outputs = [_as_tensors(one, node) for one in node.run_subgraph(other, [])]
+        return tuple(with_tensors(outputs, iter(_not_a_number(list(tensors_in(outputs))))))
 
 
 def _truth(condition: Any, node: NodeContext) -> bool | None:
@@ -54,32 +61,59 @@ def _truth(condition: Any, node: NodeContext) -> bool | None:
     taken = bool(item)
     if is_symbolic(item):
         kept = "holds" if taken else "does not hold"
-        node.module.notes[f"{node.label}: its condition on sizes {kept} for the sizes served"] = None
+        node.module.notes.add(f"{node.label}: its condition on sizes {kept} for the sizes served")
     return taken
 
 
 def _chosen_at_run_time(condition: Tensor, then_branch: ir.Graph, else_branch: ir.Graph, node: NodeContext) -> Any:
     closure = Closure(node, (then_branch, else_branch))
     results: list[list[Any]] = []
+    failed: list[ir.Graph] = []
 
-    def traced(branch: ir.Graph) -> Callable[..., tuple[Tensor, ...]]:
+    def traced(branch: ir.Graph, other: ir.Graph) -> Callable[..., tuple[Tensor, ...]]:
         def run(*operands: Tensor) -> tuple[Tensor, ...]:
-            outputs = [_as_tensors(one, node) for one in closure.run(branch, (), operands)]
+            try:
+                outputs = closure.run(other if branch in failed else branch, (), operands)
+            except CompilerError as error:
+                if _fails_at_these_sizes(error):
+                    failed.append(branch)
+                raise
+            outputs = [_as_tensors(one, node) for one in outputs]
             results.append(outputs)
             if structure(outputs) != structure(results[0]):
                 raise ValueNeededError.of(node, 0, "its branches give different kinds of values, and the condition")
-            return unaliased(list(tensors_in(outputs)), operands)
+            tensors = list(tensors_in(outputs))
+            return _not_a_number(tensors) if branch in failed else unaliased(tensors, operands)
 
         return run
 
-    try:
-        chosen = cond_op(condition.reshape(()), traced(then_branch), traced(else_branch), closure.operands)
-    except CompilerError:
-        raise
-    except Exception as error:
-        hint = "Both branches of an If give tensors of the same dtype and rank."
-        raise node.refuse(f"its branches cannot be merged ({first_line(error)})", hint) from error
+    branches = traced(then_branch, else_branch), traced(else_branch, then_branch)
+    while True:
+        try:
+            chosen = cond_op(condition.reshape(()), *branches, closure.operands)
+            break
+        except CompilerError as error:
+            if len(failed) != 1 or results[1:]:
+                raise
+            results.clear()
+            name = "then" if failed == [then_branch] else "else"
+            node.module.notes.add(f"{node.label}: its {name} branch fails at these input sizes, and gives nan")
+        except Exception as error:
+            hint = "Both branches of an If give tensors of the same dtype and rank."
+            raise node.refuse(f"its branches cannot be merged ({first_line(error)})", hint) from error
     return tuple(with_tensors(results[0], iter(chosen)))
+
+
+def _fails_at_these_sizes(error: CompilerError) -> bool:
+    """Whether an operator failed, as it would when the model runs; not whether it is a form that is not read."""
+    return error.__cause__ is not None and not isinstance(error, ValueNeededError)
+
+
+def _not_a_number(tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """What a branch gives that fails whenever it is taken: nan, which no one takes for a result."""
+    if not all(tensor.is_floating_point() for tensor in tensors):
+        raise ValueError("a branch that fails at these input sizes gives integers, which cannot be nan")
+    return tuple(torch.full(tensor.shape, torch.nan, dtype=tensor.dtype) for tensor in tensors)
 
 
 def _as_tensors(value: Any, node: NodeContext) -> Any:

@@ -115,6 +115,8 @@ def _lengths(node: NodeContext, x: Tensor, sequence_lens: Value) -> Tensor | Non
 
 def _time_first(layout: int, *tensors: Tensor | None) -> tuple[Any, ...]:
     """Tensors [batch, length or directions, ...] of layout 1 in the order of layout 0."""
+    if any(one is not None and one.dim() != 3 for one in tensors):
+        raise ValueError("X and the states have three dims: steps, batch and features")
     return tuple(one if one is None or layout == 0 else one.transpose(0, 1) for one in tensors)
 
 
