@@ -54,8 +54,12 @@ def arguments(node: fx.Node) -> list[Any]:
 def load_all() -> dict[str, Translation]:
     """Every translation by operator name."""
     from compiler.backends.onnx_runtime.translations import (  # noqa: F401
+        activations,
+        arithmetic,
         attention,
+        casts,
         channels,
+        comparison,
         control_flow,
         convolution,
         creation,
@@ -66,15 +70,18 @@ def load_all() -> dict[str, Translation]:
         indexing,
         linear_attention,
         losses,
+        matrix_inverse,
         mixture_of_experts,
         normalization,
         pooling,
         products,
         quantization,
         quantized,
+        random_numbers,
         recurrent,
         reductions,
         resize,
+        sampling,
         shapes,
         sizes,
     )
