@@ -35,8 +35,8 @@ def program_from_onnx(
     """Trace an ONNX model into a Program.
 
     `stated` is what the user says of inputs, `fixed_numbers` are the numbers of inputs that the user fixes. `values`
-    are example values by input name; an input among them whose numbers decide a shape becomes fixed at that value, and a
-    note says so.
+    are example values by input name, lists for sequences; an input among them whose numbers decide a shape becomes
+    fixed at that value, and a note says so.
     Raises CompilerError: with every unsupported operator, or with the node at fault.
     """
     require_operators(doing, model)
@@ -56,6 +56,8 @@ def program_from_onnx(
                 raise _with_inputs_to_state(error, model) from None
             fixed.update({name: values[name] for name in deciding})
             notes += [f"input {name!r} decides shapes: fixed at {values[name].tolist()}" for name in deciding]
+    larger = [dim for dim in program.dimensions.values() if dim.minimum > 1]
+    notes += [f"dim {dim.name!r} is at least {dim.minimum}: below, the model computes otherwise" for dim in larger]
     program.notes += [*sorted(module.notes), *notes]
     program.description = model.doc_string or model.graph.doc_string or ""
     program.metadata = {str(key): str(value) for key, value in model.metadata_props.items()}

@@ -92,7 +92,7 @@ def _chosen_at_run_time(condition: Tensor, then_branch: ir.Graph, else_branch: i
         try:
             chosen = cond_op(condition.reshape(()), *branches, closure.operands)
             break
-        except CompilerError as error:
+        except CompilerError:
             if len(failed) != 1 or results[1:]:
                 raise
             results.clear()
