@@ -11,7 +11,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from compiler.frontends.onnx_model.known import Size
-from compiler.frontends.onnx_model.node_context import NodeContext
 from compiler.frontends.onnx_model.operator_table import operator
 from compiler.frontends.onnx_model.windows import larger, split_padding, windows, with_widths
 
@@ -52,7 +51,6 @@ def conv_transpose(
     strides: list[int] | None = None,
     dilations: list[int] | None = None,
     group: int = 1,
-    node: NodeContext,
 ) -> Tensor:
     """x [batch, channels, *spatial], weight [channels, out_channels / group, *kernel].
 
@@ -66,7 +64,9 @@ def conv_transpose(
     ]
     wanted: list[Size] | None = None
     if output_shape is not None:
-        wanted = list(output_shape[-dims:])
+        if len(output_shape) != dims:
+            raise ValueError(f"output_shape has {len(output_shape)} numbers for {dims} spatial dims")
+        wanted = list(output_shape)
     elif auto_pad in ("SAME_UPPER", "SAME_LOWER"):
         wanted = [size * stride for size, stride in zip(place.sizes, place.strides, strict=True)]
     if wanted is None:
