@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx_ir as ir
 import torch
+from onnx_ir.tensor_adapters import TorchTensor
 from torch import Tensor, fx
 
 from compiler.backends.onnx_runtime.size_expressions import size_value
@@ -41,8 +42,12 @@ DATA_TYPES = {
     torch.float8_e4m3fnuz: ir.DataType.FLOAT8E4M3FNUZ,
     torch.float8_e5m2: ir.DataType.FLOAT8E5M2,
     torch.float8_e5m2fnuz: ir.DataType.FLOAT8E5M2FNUZ,
+    torch.float8_e8m0fnu: ir.DataType.FLOAT8E8M0,
     torch.bool: ir.DataType.BOOL,
 }
+UNSATURATED = (torch.float8_e4m3fnuz, torch.float8_e5m2, torch.float8_e5m2fnuz, torch.float8_e8m0fnu)
+"""What is too large for them torch makes infinite or no number; ONNX says by default the largest number."""
+NOT_IN_NUMPY = (torch.bfloat16, torch.float8_e4m3fn, *UNSATURATED)
 
 
 class GraphWriter:
@@ -166,7 +171,7 @@ class GraphWriter:
 
             def load() -> ir.Tensor:
                 arranged = arrange(tensor) if arrange else tensor
-                return ir.Tensor(arranged.contiguous().numpy(), dtype=DATA_TYPES[tensor.dtype], name=name)
+                return TorchTensor(arranged.contiguous(), name=name)
 
             lazy = ir.LazyTensor(load, DATA_TYPES[tensor.dtype], shape, name=name)
             return self.initializer(name, lazy)
@@ -192,12 +197,15 @@ class GraphWriter:
             scalar = self.emit("Squeeze", self.size(argument), self.constant([0], np.int64))
             return scalar if dtype in (None, torch.int64) else self.cast(scalar, dtype)
         made = torch.tensor(argument, dtype=dtype)
+        if made.dtype in NOT_IN_NUMPY:
+            return self.cast(self.constant(made.float().numpy()), made.dtype)
         return self.constant(made.numpy())
 
     def cast(self, value: ir.Value, dtype: torch.dtype) -> ir.Value:
         """`value` as `dtype`."""
+        saturate = 0 if dtype in UNSATURATED else None
         cast: ir.Value = self.shared(
-            ("Cast", value, dtype), lambda: self.emit("Cast", value, to=int(DATA_TYPES[dtype]))
+            ("Cast", value, dtype), lambda: self.emit("Cast", value, to=int(DATA_TYPES[dtype]), saturate=saturate)
         )
         return cast
 

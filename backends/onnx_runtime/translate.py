@@ -54,9 +54,11 @@ def write_nodes(writer: GraphWriter, graph: fx.Graph) -> None:
 
 
 def _versions(graph: ir.Graph) -> tuple[int, int]:
-    """The opset and IR version that the graph needs: two-bit tensors came late."""
+    """The opset and IR version that the graph needs: two-bit tensors and BitCast came late."""
     held = {value.dtype for value in graph.initializers.values()}
     held |= {value.dtype for node in graph.all_nodes() for value in node.outputs}
+    if any(node.op_type == "BitCast" for node in graph.all_nodes()):
+        return (26, 13)
     return (25, 13) if held & {ir.DataType.UINT2, ir.DataType.INT2} else (OPSET, IR_VERSION)
 
 

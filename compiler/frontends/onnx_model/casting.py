@@ -68,9 +68,11 @@ def wrapped(x: Tensor, target: str) -> Tensor:
 
 def rounded_to_float4(x: Tensor) -> Tensor:
     """The nearest numbers with two exponent bits and one mantissa bit, halves to even; infinity becomes 6, NaN 0."""
-    magnitude = torch.clamp(torch.nan_to_num(x.float().abs()), max=FLOAT4_LARGEST)
+    x = torch.where(torch.isnan(x), 0.0, x.float())
+    magnitude = torch.clamp(x.abs(), max=FLOAT4_LARGEST)
     step = torch.where(magnitude < 2.0, 0.5, torch.where(magnitude < 4.0, 1.0, 2.0))
-    return torch.copysign(torch.round(magnitude / step) * step, x.float())
+    rounded = torch.round(magnitude / step) * step
+    return torch.where(x < 0, -rounded, rounded)
 
 
 def rounded_to_power_of_two(x: Tensor, *, saturate: bool, round_mode: str) -> Tensor:
@@ -87,7 +89,8 @@ def rounded_to_power_of_two(x: Tensor, *, saturate: bool, round_mode: str) -> Te
         raise ValueError(f"there is no rounding mode {round_mode!r}")
     beyond = torch.clamp(exponent, max=E8M0_LARGEST) if saturate else torch.where(x < E8M0_SMALLEST, E8M0_NAN, exponent)
     codes = torch.where(torch.isnan(x), E8M0_NAN, beyond)
-    return codes.to(torch.uint8).view(torch.float8_e8m0fnu)
+    bits = torch.where(codes == 0, 2 ** (MANTISSA_BITS - 1), codes << MANTISSA_BITS)
+    return bits.view(torch.float32).to(torch.float8_e8m0fnu)
 
 
 def reinterpreted(x: Tensor, source: str, target: str) -> Tensor:
