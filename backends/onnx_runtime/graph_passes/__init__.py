@@ -8,11 +8,13 @@ import onnx_ir as ir
 
 from compiler.backends.onnx_runtime.graph_passes.attention_layout import absorb_head_transposes
 from compiler.backends.onnx_runtime.graph_passes.dead_nodes import remove_dead_nodes
+from compiler.backends.onnx_runtime.graph_passes.leading_items import sort_leading_items_only
 from compiler.backends.onnx_runtime.graph_passes.residual_sum import write_residuals_as_sum
 
 GRAPH_PASSES: tuple[Callable[[ir.Graph], int], ...] = (
     absorb_head_transposes,
     write_residuals_as_sum,
+    sort_leading_items_only,
     remove_dead_nodes,
 )
 """In the order they run. Each returns how many places it changed."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -87,6 +87,7 @@ def example_inputs(
     doing: str, values: Sequence[ir.Value], dims: Mapping[str, Mapping[int, str]], stated: Mapping[str, StatedInput]
 ) -> Iterator[dict[str, Tensor]]:
     """Sets of example inputs by name, of one set of sizes after the other; the first that the model takes is used."""
+    batches = _batch_dims(dims)
     for size in SIZES_TO_TRY:
         generator = torch.Generator().manual_seed(SEED)
         examples: dict[str, Tensor] = {}
@@ -95,17 +96,31 @@ def example_inputs(
             examples[name] = (
                 stated[name].example(generator)
                 if name in stated
-                else _example(doing, value, dims[name], size, generator)
+                else _example(doing, value, dims[name], batches, size, generator)
             )
         yield examples
         if all(name in stated or not dims[name] for name in examples):
             return
 
 
-def _example(doing: str, value: ir.Value, dims: Mapping[int, str], free: int, generator: torch.Generator) -> Tensor:
+def _batch_dims(dims: Mapping[str, Mapping[int, str]]) -> set[str]:
+    """Names of the dims that are called so, and of those that only ever come first."""
+    names = {(name, index) for named in dims.values() for index, name in named.items()}
+    elsewhere = {name for name, index in names if index != 0}
+    return {name for name, _ in names if "batch" in name.lower() or name not in elsewhere}
+
+
+def _example(
+    doing: str,
+    value: ir.Value,
+    dims: Mapping[int, str],
+    batches: Collection[str],
+    free: int,
+    generator: torch.Generator,
+) -> Tensor:
     assert value.shape is not None
     sizes = [
-        (BATCH_SIZE if "batch" in dims[index].lower() or index == 0 else free) if index in dims else int(size)
+        (BATCH_SIZE if dims[index] in batches else free) if index in dims else int(size)
         for index, size in enumerate(value.shape)
     ]
     if math.prod(sizes) * LARGEST_ITEM_BYTES > ALWAYS_ALLOWED_BYTES:

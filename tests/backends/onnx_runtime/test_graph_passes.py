@@ -84,3 +84,21 @@ class _Residual(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.norm(self.linear(x) + x)
+
+
+class _Largest(nn.Module):
+    """The three largest numbers of every row in order, the first of equal ones first, and where they stand."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        values, places = x.sort(dim=1, descending=True, stable=True)
+        return values[:, :3], places[:, :3]
+
+
+@pytest.mark.parametrize("matrix", [True, False])
+def test_sorting_for_the_first_items_sorts_no_more(matrix: bool, tmp_path: Path) -> None:
+    dtype = torch.int64 if matrix else torch.float32  # dim 1 of integer matrices is dynamic
+    lowered = LoweredProgram(captured(_Largest(), x=torch.randint(0, 4, (2, 9)).to(dtype)), tmp_path)
+    assert lowered.lowered.kernels["TopK"] == 1
+    assert "Slice" not in lowered.lowered.kernels
+    for width in (9, 4, 2) if matrix else (9,):
+        assert lowered.largest_error(torch.randint(0, 4, (2, width)).to(dtype)) == 0
