@@ -25,13 +25,47 @@ PAIR_VERSION = 21
 FLOAT = 1
 """ONNX's number for float32."""
 
-Value = "ir.Value | None"
+ONLY_MOVES = frozenset(
+    ["Flatten", "Gather", "Identity", "MaxPool", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze"]
+)
+"""Operators whose first input's numbers are moved, or chosen by their order, and not changed."""
 
 
 def expand_qlinear(node: ir.Node) -> ir.Node | None:
     """The rule: the quantizing node that ends the written-out form, or None where `node` is no such operator."""
     rule = _EXPANSIONS.get((node.domain or "ai.onnx", node.op_type))
     return None if rule is None else rule(node)
+
+
+def dequantize_first(node: ir.Node) -> ir.Node | None:
+    """The rule: DequantizeLinear(Reshape(codes)) as Reshape of dequantized codes, quantized and dequantized once more.
+
+    For codes that QuantizeLinear gave, which are only moved or compared on the way: the same numbers, in the form that
+    QDQ models have around such nodes.
+    """
+    codes = node.inputs[0]
+    moved = codes.producer() if codes is not None else None
+    if node.op_type != "DequantizeLinear" or moved is None or moved.op_type not in ONLY_MOVES:
+        return None
+    scale = stored(node.inputs[1])
+    if scale is None or scale.size != 1 or len(moved.outputs) != 1 or not _was_quantized(moved):
+        return None
+    first = inserted(node, "DequantizeLinear", [moved.inputs[0], *node.inputs[1:]], dict(node.attributes), like=moved)
+    first.version = node.version
+    deeper = dequantize_first(first)
+    values = inserted(node, moved.op_type, [(deeper or first).outputs[0], *moved.inputs[1:]], dict(moved.attributes))
+    values.version = moved.version
+    zero = node.inputs[2] if len(node.inputs) > 2 else None
+    again = _quantized(node, values.outputs[0], node.inputs[1], zero)
+    return inserted(node, "DequantizeLinear", [again.outputs[0], *node.inputs[1:]], version=PAIR_VERSION)
+
+
+def _was_quantized(node: ir.Node | None) -> bool:
+    """Whether the codes that a node moves come from a QuantizeLinear."""
+    while node is not None and node.op_type in ONLY_MOVES:
+        source = node.inputs[0]
+        node = source.producer() if source is not None else None
+    return node is not None and node.op_type == "QuantizeLinear"
 
 
 def _convolution(node: ir.Node) -> ir.Node:

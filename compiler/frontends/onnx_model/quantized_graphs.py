@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from compiler.errors import CompilerError
 from compiler.frontends.onnx_model.graph_rewriting import rewrite
-from compiler.frontends.onnx_model.qlinear_expansion import expand_qlinear
+from compiler.frontends.onnx_model.qlinear_expansion import dequantize_first, expand_qlinear
 from compiler.frontends.onnx_model.quantized_raising import (
     raise_block_product,
     raise_dynamic_product,
@@ -35,6 +35,7 @@ def unify_quantized(doing: str, model: ir.Model) -> None:
     """
     try:
         rewrite(model.graph, [expand_qlinear])
+        rewrite(model.graph, [dequantize_first])
         rewrite(model.graph, RAISING)
     except Exception as error:  # inputs that are missing or of the wrong rank raise whatever they raise
         problem = f"its quantized operators cannot be read ({first_line(error)})"

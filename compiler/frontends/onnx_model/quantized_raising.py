@@ -155,13 +155,12 @@ def raise_fake_quantization(node: ir.Node) -> ir.Node | None:
     quantized = _producer(node.inputs[0], "QuantizeLinear", node.domain)
     if quantized is None or node.attributes.get_int("output_dtype", 0):
         return None
-    ours, theirs = node.attributes, quantized.attributes
     if not _same(_input(node, 1), _input(quantized, 1)) or not _same(_input(node, 2), _input(quantized, 2)):
         return None
-    if (ours.get_int("axis", 1), ours.get_int("block_size", 0)) != (
-        theirs.get_int("axis", 1),
-        theirs.get_int("block_size", 0),
-    ) or theirs.get_int("precision", 0):
+    theirs, scale = quantized.attributes, stored(node.inputs[1])
+    placed = [(one.get_int("axis", 1), one.get_int("block_size", 0)) for one in (node.attributes, theirs)]
+    of_tensor = scale is not None and scale.size == 1
+    if theirs.get_int("precision", 0) or not (of_tensor or placed[0] == placed[1]):
         return None
     return inserted(node, "FakeQuantizeLinear", list(quantized.inputs), dict(theirs), domain=REGRAFT)
 

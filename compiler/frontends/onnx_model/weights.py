@@ -31,7 +31,8 @@ def add_weights(module: nn.Module, graph: ir.Graph) -> dict[ir.Value, Known]:
     for value, tensor in _stored(graph):
         held = stored_tensor(tensor)
         array = (held.float() if _has_no_numpy(held) else held).numpy()
-        name = None if _is_number(held) else register(module, value.name or "constant", held)
+        is_number = _is_number(held) and not _holds_codes(value, held)
+        name = None if is_number else register(module, value.name or "constant", held)
         found[value] = Known(array, held.dtype, name)
     return found
 
@@ -112,6 +113,11 @@ def _is_number(tensor: Tensor) -> bool:
     if tensor.is_floating_point():
         return tensor.numel() == 1
     return tensor.numel() <= LARGEST_FOLDED and tensor.dtype not in (torch.int8, torch.uint8)
+
+
+def _holds_codes(value: ir.Value, tensor: Tensor) -> bool:
+    """Whether integers are a quantized weight: a bias in 32 bits, a small matrix in 16."""
+    return tensor.numel() > 1 and any(use.node.op_type == "DequantizeLinear" and use.idx == 0 for use in value.uses())
 
 
 def _has_no_numpy(tensor: Tensor) -> bool:
