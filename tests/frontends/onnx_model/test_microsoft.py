@@ -168,6 +168,32 @@ def test_softmax_of_a_sum(axis: int) -> None:
     np.testing.assert_allclose(found.numpy(), expected, rtol=1e-5)
 
 
+@pytest.mark.parametrize("activation", [0, 1])
+@pytest.mark.parametrize("channels_last", [0, 1])
+@pytest.mark.parametrize("skip", [None, (2, 6), (2, 6, 4, 3)])
+def test_norms_of_groups_of_channels(activation: int, channels_last: int, skip: tuple[int, ...] | None) -> None:
+    """ONNX Runtime writes them for GPUs: compared with its kernel of ONNX's GroupNormalization."""
+    x, gamma, beta, bias = normal(2, 6, 4, 3), normal(6), normal(6), normal(6)
+    added = None if skip is None else normal(*skip)
+    total = x if added is None else x + added.reshape(*skip, *[1] * (4 - len(skip))) + bias.reshape(6, 1, 1)
+    settings = {"epsilon": 1e-5, "num_groups": 3}
+    (expected,) = OneNode("GroupNormalization", [total, gamma, beta], settings, domain="").reference()
+    expected = expected / (1 + np.exp(-expected)) if activation else expected
+
+    def turned(one: Array) -> Array:
+        return np.ascontiguousarray(np.moveaxis(one, 1, -1)) if channels_last and one.ndim == 4 else one
+
+    options = {"activation": activation, "groups": 3, "channels_last": channels_last}
+    if added is None:
+        node = OneNode("GroupNorm", [turned(x), gamma, beta], options)
+    else:
+        node = OneNode("SkipGroupNorm", [turned(x), gamma, beta, turned(added), bias], options, outputs=2)
+    program = node.program()
+    found = program.run(*(torch.from_numpy(node.inputs[spec.name]) for spec in program.inputs))
+    for ours, theirs in zip(found, (expected, total), strict=False):
+        np.testing.assert_allclose(ours.numpy(), turned(theirs), rtol=1e-4, atol=1e-5)
+
+
 def test_training_reaches_the_weights_of_a_fused_model() -> None:
     node = OneNode("SkipLayerNormalization", [X, SKIP, VECTOR, OTHER], {"epsilon": 1e-5}, stored=(2, 3))
     program = node.program()

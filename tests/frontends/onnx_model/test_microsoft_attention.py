@@ -70,6 +70,21 @@ def test_attention_with_values_of_another_width() -> None:
     assert_same_numbers(OneNode("Attention", [HIDDEN, weights, bias, PADDED], options, stored=(1, 2)))
 
 
+@pytest.mark.parametrize("per_column", [True, False])
+@pytest.mark.parametrize("past", [True, False])
+def test_attention_over_codes(per_column: bool, past: bool) -> None:
+    codes = RANDOM.integers(0, 256, (BATCH, TOKENS, WIDTH)).astype(np.uint8)
+    weights = RANDOM.integers(-127, 128, (WIDTH, 3 * WIDTH)).astype(np.int8)
+    scales = np.abs(normal(3 * WIDTH)) / 500 + 1e-4 if per_column else np.array(0.002, np.float32)
+    zeros = [np.array(120, np.uint8), np.zeros(scales.shape, np.int8)]
+    held = [normal(2, BATCH, HEADS, PAST, HEAD_DIM)] if past else []
+    mask = whole([1] * 8, [0, 0, 0] + [1] * 5) if past else PADDED
+    given = [codes, weights, BIAS, np.array(0.01, np.float32), scales, mask, *zeros, *held]
+    options = {"num_heads": HEADS, "unidirectional": int(past)}
+    outputs = 2 if past else 1
+    assert_same_numbers(OneNode("QAttention", given, options, stored=(1, 2, 4, 6, 7), outputs=outputs))
+
+
 QUERY, KEY, VALUE = normal(BATCH, TOKENS, WIDTH), normal(BATCH, KEYS, WIDTH), normal(BATCH, KEYS, HEADS * 6)
 CROSS: dict[str, Sequence[Array | None]] = {
     "cross": [QUERY, KEY, VALUE],

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.fx.experimental.symbolic_shapes import statically_known_true
@@ -18,6 +20,7 @@ from compiler.frontends.onnx_model.operators.attention import (
     split_heads,
 )
 from compiler.frontends.onnx_model.operators.microsoft import MICROSOFT
+from compiler.frontends.onnx_model.operators.quantized_layers import matmul_integer_to_float
 
 MASK_FILTER_VALUE = -10000.0
 
@@ -37,7 +40,32 @@ def attention(
         raise node.refuse("it turns query and key itself", "Use MultiHeadAttention with RotaryEmbedding nodes.")
     projected = x @ weights if bias is None else x @ weights + bias
     sizes = qkv_hidden_sizes or [weights.shape[1] // 3] * 3
-    query, key, value = (split_heads(one, num_heads) for one in torch.split(projected, sizes, dim=-1))
+    settings = (num_heads, scale, mask_filter_value, bool(unidirectional))
+    return _of_projected(torch.split(projected, sizes, dim=-1), mask_index, past, attention_bias, settings, node)
+
+
+@operator("QAttention", domain=MICROSOFT)
+def quantized_attention(
+    x: Tensor, weights: Tensor, bias: Tensor, x_scale: Tensor, weight_scale: Tensor, mask_index: Tensor | None = None,
+    x_zero_point: Tensor | None = None, weight_zero_point: Tensor | None = None, past: Tensor | None = None, *,
+    num_heads: int, scale: float = 0.0, mask_filter_value: float = MASK_FILTER_VALUE, do_rotary: int = 0,
+    past_present_share_buffer: int = 0, unidirectional: int = 0, node: NodeContext,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    """Attention whose x and weights are codes; what follows their product is the same."""
+    if past_present_share_buffer or do_rotary:
+        raise node.refuse("it shares a buffer or turns query and key", "Export the model without either.")
+    projected = matmul_integer_to_float(x, weights, x_scale, weight_scale, x_zero_point, weight_zero_point, bias)
+    settings = (num_heads, scale, mask_filter_value, bool(unidirectional))
+    return _of_projected(projected.chunk(3, dim=-1), mask_index, past, None, settings, node)
+
+
+def _of_projected(
+    parts: Sequence[Tensor], mask_index: Tensor | None, past: Tensor | None, attention_bias: Tensor | None,
+    settings: tuple[int, float, float, bool], node: NodeContext,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    """`parts` are query, key and value; `settings` the heads, scale, mask_filter_value, and whether unidirectional."""
+    num_heads, scale, mask_filter_value, unidirectional = settings
+    query, key, value = (split_heads(one, num_heads) for one in parts)
     past_length = 0
     if past is not None:
         past_length = past.shape[3]
@@ -45,8 +73,8 @@ def attention(
     added = _added_mask(mask_index, key.shape[2], mask_filter_value, query, node)
     if attention_bias is not None:
         added = attention_bias if added is None else added + attention_bias
-    y = _attended_from(past_length, query, key, value, added, bool(unidirectional), scale)
-    return (merge_heads(y), torch.stack([key, value])) if node.has_output(1) else (merge_heads(y),)
+    y = merge_heads(_attended_from(past_length, query, key, value, added, unidirectional, scale))
+    return (y, torch.stack([key, value])) if node.has_output(1) else (y,)
 
 
 @operator("MultiHeadAttention", domain=MICROSOFT)

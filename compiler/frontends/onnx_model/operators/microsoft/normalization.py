@@ -76,3 +76,38 @@ def embed_layer_normalization(
         kept = torch.zeros_like(input_ids[:, :1]) if mask is None else (mask == 1).sum(1, keepdim=True)
         counts = kept.squeeze(1).to(torch.int32)
     return (y, counts, total)[: max(node.output_count, 1)]
+
+
+@operator("GroupNorm", domain=MICROSOFT)
+def group_norm(
+    x: Tensor, gamma: Tensor, beta: Tensor, *, activation: int, groups: int, channels_last: int = 1,
+    epsilon: float = 1e-5,
+) -> Tensor:  # fmt: skip
+    """x [batch, channels, *spatial], or the channels last; `activation` 1 is SiLU."""
+    first = x.movedim(-1, 1) if channels_last else x
+    y = F.group_norm(first, groups, gamma.to(x.dtype), beta.to(x.dtype), epsilon)
+    y = F.silu(y) if activation else y
+    return y.movedim(1, -1) if channels_last else y
+
+
+@operator("SkipGroupNorm", domain=MICROSOFT)
+def skip_group_norm(
+    x: Tensor, gamma: Tensor, beta: Tensor, skip: Tensor, bias: Tensor | None = None, *, activation: int, groups: int,
+    channels_last: int = 1, epsilon: float = 1e-5,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """skip and bias hold a number for each channel at least; the second output is their sum with x."""
+
+    def spread(one: Tensor) -> Tensor:
+        """[batch, channels] or [channels] against x."""
+        if one.dim() == x.dim() or (channels_last and one.dim() == 1):
+            return one
+        places = (1,) * (x.dim() - 2)
+        sizes = (*one.shape[:-1], *places, one.shape[-1]) if channels_last else (*one.shape, *places)
+        return one.reshape(sizes)
+
+    total = x + spread(skip)
+    total = total if bias is None else total + spread(bias)
+    y = group_norm(
+        total, gamma, beta, activation=activation, groups=groups, channels_last=channels_last, epsilon=epsilon
+    )
+    return y, total
