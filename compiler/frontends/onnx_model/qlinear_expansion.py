@@ -43,9 +43,9 @@ def dequantize_first(node: ir.Node) -> ir.Node | None:
     For codes that QuantizeLinear gave, which are only moved or compared on the way: the same numbers, in the form that
     QDQ models have around such nodes.
     """
-    codes = node.inputs[0]
+    codes = node.inputs[0] if node.op_type == "DequantizeLinear" else None
     moved = codes.producer() if codes is not None else None
-    if node.op_type != "DequantizeLinear" or moved is None or moved.op_type not in ONLY_MOVES:
+    if moved is None or moved.op_type not in ONLY_MOVES:
         return None
     scale = stored(node.inputs[1])
     if scale is None or scale.size != 1 or len(moved.outputs) != 1 or not _was_quantized(moved):
