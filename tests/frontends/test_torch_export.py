@@ -251,9 +251,25 @@ class Branches(nn.Module):
         return x + 1 if x.sum() > 0 else x - 1
 
 
+class Counting(nn.Module):
+    """Keeps a count that no tensor holds."""
+
+    calls = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        return x + self.calls
+
+
 class Random(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return x + torch.rand_like(x)
+
+
+def test_random_numbers_are_drawn_when_the_program_runs():
+    program = capture(Random(), {"x": torch.ones(2, 4)}, source="random")
+    first, second = program.run(torch.zeros(2, 4)), program.run(torch.zeros(2, 4))
+    assert not torch.equal(first[0], second[0])
 
 
 class Nothing(nn.Module):
@@ -270,7 +286,7 @@ class Nothing(nn.Module):
         (Small(), {"x": torch.ones(2, 4), "y": torch.ones(2)}, "the model fails on its example inputs"),
         (Nothing(), {"x": torch.ones(2, 4)}, "the model returns no tensor"),
         (Branches(), {"x": torch.ones(2, 4)}, "Could not guard on data-dependent expression"),
-        (Random(), {"x": torch.ones(2, 4)}, "the captured graph differs from the model: output 0 has other values"),
+        (Counting(), {"x": torch.ones(2, 4)}, "the captured graph differs from the model: output 0 has other values"),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else None,
 )
