@@ -1,7 +1,8 @@
 """Initializers and constants of an ONNX graph as parameters and buffers of a module, under their own names.
 
 Floating tensors become parameters, so that an imported model trains; those that are no weights for certain (masks with
-infinities in them) and integers become buffers. Single numbers and small integer tensors stay known numbers alone.
+infinities in them), statistics of batch norms and integers become buffers. Single numbers that no layer takes as its
+weight and small integer tensors stay known numbers alone.
 """
 
 from __future__ import annotations
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
 
     import onnx_ir as ir
 
+LAYERS = frozenset(
+    ["Conv", "ConvTranspose", "Gemm", "MatMul", "BatchNormalization", "InstanceNormalization", "LayerNormalization"]
+)
 LARGEST_WEIGHT = 1e30
 """No weight is larger; the numbers that stand for minus infinity in masks are."""
 
@@ -31,8 +35,9 @@ def add_weights(module: nn.Module, graph: ir.Graph) -> dict[ir.Value, Known]:
     for value, tensor in _stored(graph):
         held = stored_tensor(tensor)
         array = (held.float() if _has_no_numpy(held) else held).numpy()
-        is_number = _is_number(held) and not _holds_codes(value, held)
-        name = None if is_number else register(module, value.name or "constant", held)
+        is_number = _is_number(held) and not _holds_codes(value, held) and not _is_layer_weight(value, held)
+        trains = _is_trainable(held) and not _is_statistic(value)
+        name = None if is_number else register(module, value.name or "constant", held, trains)
         found[value] = Known(array, held.dtype, name)
     return found
 
@@ -48,7 +53,7 @@ def stored_tensor(tensor: ir.TensorProtocol) -> Tensor:
     return tensor_from_numpy(tensor.numpy(), tensor.dtype)
 
 
-def register(module: nn.Module, wanted: str, tensor: Tensor) -> str:
+def register(module: nn.Module, wanted: str, tensor: Tensor, trains: bool) -> str:
     """Keep a tensor in `module` under `wanted`, or a dotted name like it; returns the name."""
     *path, leaf = [part or "_" for part in wanted.split(".")]
     owner, names = module, []
@@ -59,7 +64,7 @@ def register(module: nn.Module, wanted: str, tensor: Tensor) -> str:
         owner = getattr(owner, part)
         names.append(part)
     leaf = _free(owner, leaf)
-    if _is_trainable(tensor):
+    if trains:
         owner.register_parameter(leaf, nn.Parameter(tensor))
     else:
         owner.register_buffer(leaf, tensor)
@@ -78,6 +83,17 @@ def _is_trainable(tensor: Tensor) -> bool:
     if not tensor.is_floating_point() or tensor.element_size() == 1:
         return False
     return tensor.numel() == 0 or float(tensor.abs().max()) < LARGEST_WEIGHT
+
+
+def _is_layer_weight(value: ir.Value, tensor: Tensor) -> bool:
+    """Whether even a single number is a weight: the bias of a layer with one output."""
+    layers = any(use.node.op_type in LAYERS and use.idx > 0 for use in value.uses())
+    return tensor.is_floating_point() and tensor.dim() > 0 and layers
+
+
+def _is_statistic(value: ir.Value) -> bool:
+    """Whether a value is the mean or variance of a batch norm: gradients do not reach those."""
+    return any(use.node.op_type == "BatchNormalization" and use.idx >= 3 for use in value.uses())
 
 
 def _stored(graph: ir.Graph) -> Iterator[tuple[ir.Value, ir.TensorProtocol]]:

@@ -125,6 +125,14 @@ def test_layers_with_stored_weights_are_sites_and_train() -> None:
     assert all(isinstance(one, nn.Parameter) and one.grad is not None for one in parameters.values())
 
 
+def test_layer_with_one_output_keeps_its_single_bias_as_a_weight() -> None:
+    graph = """(float[B, 2, N] x) => (float[B, 1, N] y) <float[1, 2, 1] kernel = {1, 2}, float[1] shift = {3}> {
+        y = Conv (x, kernel, shift)
+    }"""
+    (site,) = [one for one in map(match_convolution, TextGraph(graph).program().graph.nodes) if isinstance(one, Site)]
+    assert site.bindings["bias"] == "shift"
+
+
 def test_window_that_does_not_fit_its_input_is_refused() -> None:
     graph = "(float[2, 3, 5] x, float[4, 3, 2] w) => (float[a, b, c] y) { y = Conv <strides = [1, 1]> (x, w) }"
     with pytest.raises(CompilerError, match="strides has 2 numbers for 1 spatial dims"):
