@@ -39,6 +39,7 @@ from compiler.patterns import (
     same_shape,
     same_size,
     scalar,
+    unpacked_item,
     value,
 )
 from compiler.program import Program
@@ -104,6 +105,19 @@ def drop_same_shape(node: fx.Node) -> fx.Node | None:
     """A reshape, expand or squeeze that changes no size is x."""
     shaped = (*VIEWS, aten.expand.default, aten.squeeze.dim, aten.squeeze.dims, aten.squeeze.default)
     return _first(node) if is_call(node, *shaped) and same_shape(node, _first(node)) else None
+
+
+def drop_added_dim(node: fx.Node) -> fx.Node | None:
+    """squeeze(unsqueeze(x, d), d) is x, and so is the one item of unbind(unsqueeze(x, d), d)."""
+    item = unpacked_item(node)
+    taken = node if item is None else item[0]
+    if not is_call(taken, aten.squeeze.dim, aten.unbind.int) or (item is None) == is_call(taken, aten.unbind.int):
+        return None
+    added = _first(taken)
+    if not is_call(added, aten.unsqueeze.default):
+        return None
+    rank = value(added).dim()
+    return _first(added) if argument(added, "dim") % rank == argument(taken, "dim") % rank else None
 
 
 def write_view_as_reshape(node: fx.Node) -> fx.Node | None:
@@ -256,6 +270,7 @@ RULES: tuple[Rule, ...] = (
     drop_alias,
     drop_full_slice,
     drop_same_shape,
+    drop_added_dim,
     write_merged_turn,
     write_view_as_reshape,
     write_transpose,

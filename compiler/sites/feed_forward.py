@@ -2,15 +2,15 @@
 
     plain    down(activation(up(x)))
     gated    down(activation(gate(x)) * up(x)), where gate and up may be halves of one linear layer
-    experts  the same with one weight an expert [experts, ...], over tokens that a router has sorted by expert
+    experts  the same with one weight an expert [experts, ...], over rows of tokens that a router has given an expert
 
-Inputs:    x [..., hidden_size]; for experts the sorted tokens [rows, hidden_size] and where the rows of each one end
-           [experts].
+Inputs:    x [..., hidden_size]; for experts the tokens [rows, hidden_size] and their routing: where the rows of each
+           expert end [experts], or the expert of each row [rows].
 Output:    the shape of x.
 Bindings:  form ("plain" | "gated" | "experts"), activation (a name of `activations.KNOWN`, or "unknown"), hidden_size,
            intermediate_size, up, gate, down (weights' dotted names; gate is None when plain), up_bias, gate_bias,
            down_bias, up_rows, gate_rows (which outputs of the layer, for halves of one), weight_transposed;
-           expert_count for experts.
+           expert_count and routed_by ("ends" | "ids") for experts.
 Refuses:   another output width than input width; a hidden value that something else reads; branches that are not
            multiplied.
 """
@@ -33,17 +33,15 @@ from compiler.patterns import (
     in_graph_order,
     is_call,
     operands,
-    permutation,
     through,
     unpacked_item,
     value,
 )
 from compiler.sites.activations import ELEMENTWISE, NONLINEAR, activation_name, evaluate, probe_points
+from compiler.sites.experts import read_experts_product
 from compiler.sites.linear import match_linear
 from compiler.sites.names import block_name, module_path, refusal
 from compiler.sites.site import Refusal, Site
-
-GROUPED_PRODUCTS = frozenset({"transformers.grouped_mm_fallback.default", "aten._grouped_mm.default"})
 
 
 @dataclass(frozen=True)
@@ -70,9 +68,9 @@ class _Hidden:
 
 def match_feed_forward(node: fx.Node) -> Site | Refusal | None:
     """The feed-forward site whose last layer is `node`, a refusal, or None."""
-    if not (is_call(node, aten.linear.default) or _is_grouped(node)):
+    if not _is_layer(node):
         return None
-    source = operands(node)[0]
+    source = _source(node)
     hidden = _read_hidden(through(source, RESHAPES))
     if hidden is None:
         return None
@@ -83,15 +81,19 @@ def match_feed_forward(node: fx.Node) -> Site | Refusal | None:
     if gate_up is None:
         return refusal("feed-forward", "the two branches are not an activation times the other", hidden.output)
     gate, up, activation = gate_up
-    return (
-        _grouped_site(node, hidden, gate, up, activation)
-        if _is_grouped(node)
-        else _site(node, hidden, gate, up, activation)
-    )
+    if is_call(node, aten.linear.default):
+        return _site(node, hidden, gate, up, activation)
+    return _experts_site(node, hidden, gate, up, activation)
 
 
-def _is_grouped(node: Any) -> bool:
-    return isinstance(node, fx.Node) and node.op == "call_function" and str(node.target) in GROUPED_PRODUCTS
+def _is_layer(node: Any) -> bool:
+    return is_call(node, aten.linear.default) or read_experts_product(node) is not None
+
+
+def _source(layer: fx.Node) -> fx.Node:
+    """What a layer multiplies with its weight."""
+    experts = read_experts_product(layer)
+    return operands(layer)[0] if experts is None else experts.tokens
 
 
 def _read_hidden(output: fx.Node) -> _Hidden | None:
@@ -118,7 +120,7 @@ def _read_hidden(output: fx.Node) -> _Hidden | None:
 
 def _branch(node: fx.Node) -> _Branch | None:
     """`node` as a layer's output or part of its last dim."""
-    if is_call(node, aten.linear.default) or _is_grouped(node):
+    if _is_layer(node):
         return _Branch(node, node, 0, int(value(node).shape[-1]), (node,))
     if is_call(node, aten.slice.Tensor):
         layer = operands(node)[0]
@@ -138,10 +140,6 @@ def _branch(node: fx.Node) -> _Branch | None:
     return _Branch(node, layer, start, start + widths[position], (layer, producer, node))
 
 
-def _is_layer(node: fx.Node) -> bool:
-    return is_call(node, aten.linear.default) or _is_grouped(node)
-
-
 def _is_last_dim(node: fx.Node, source: fx.Node) -> bool:
     rank = value(source).dim()
     return bool(argument(node, "dim") % rank == rank - 1)
@@ -156,12 +154,14 @@ def _near_miss(down: fx.Node, hidden: _Hidden, source: fx.Node) -> tuple[str, fx
     if len(hidden.branches) > 2:
         return f"{len(hidden.branches)} linear layers meet in the hidden value", hidden.output
     inside = {*hidden.nodes, *(node for branch in hidden.branches for node in branch.nodes)}
+    experts = read_experts_product(down)
+    last = {down} if experts is None else set(experts.nodes)
     for node in in_graph_order(inside):
-        if any(user not in inside and user is not down for user in node.users):
+        if any(user not in inside and user not in last for user in node.users):
             return f"{node.name} is read elsewhere too", node
-    if len({operands(branch.layer)[0] for branch in hidden.branches}) > 1:
+    if len({_source(branch.layer) for branch in hidden.branches}) > 1:
         return "the branches have different inputs", hidden.output
-    width_in, width_out = value(operands(hidden.branches[0].layer)[0]).shape[-1], value(down).shape[-1]
+    width_in, width_out = value(_source(hidden.branches[0].layer)).shape[-1], value(down).shape[-1]
     if width_in != width_out:
         return f"{width_in} features go in and {width_out} come out", down
     return None
@@ -212,36 +212,27 @@ def _site(down: fx.Node, hidden: _Hidden, gate: _Branch | None, up: _Branch, act
     return Site("feed-forward", name, in_graph_order(nodes), (operands(up.layer)[0],), down, bindings)
 
 
-def _grouped_site(down: fx.Node, hidden: _Hidden, gate: _Branch | None, up: _Branch, activation: str) -> Site | Refusal:
+def _experts_site(down: fx.Node, hidden: _Hidden, gate: _Branch | None, up: _Branch, activation: str) -> Site | Refusal:
     """One site for all experts of a layer: their weights are stacked in one tensor."""
-    weights = [_stacked_weight(up.layer), _stacked_weight(down)]
-    ends = operands(down)[2]
-    if None in weights or operands(up.layer)[2] is not ends:
+    first, last = read_experts_product(up.layer), read_experts_product(down)
+    up_weight = None if first is None else first.stored_weight
+    down_weight = None if last is None else last.stored_weight
+    if first is None or last is None or up_weight is None or down_weight is None or first.routing is not last.routing:
         return refusal("feed-forward", "the experts' weights are not stored, or their tokens are grouped anew", down)
-    nodes = [*hidden.nodes, *(node for branch in hidden.branches for node in branch.nodes), down]
-    up_weight, down_weight = weights
-    assert up_weight is not None
-    assert down_weight is not None
+    nodes = [*hidden.nodes, *(node for branch in hidden.branches for node in branch.nodes), *first.nodes, *last.nodes]
     bindings = {
         "form": "experts",
         "activation": activation,
         "hidden_size": int(value(down).shape[-1]),
         "intermediate_size": up.stop - up.start,
         "expert_count": int(value(down_weight).shape[0]),
+        "routed_by": first.routed_by,
         "up": str(up_weight.target),
         "gate": None if gate is None else str(up_weight.target),
         "down": str(down_weight.target),
         "up_rows": (up.start, up.stop),
         "gate_rows": None if gate is None else (gate.start, gate.stop),
-        "weight_transposed": permutation(operands(down)[1]) is None,
+        "weight_transposed": last.weight_transposed,
     }
     name = module_path(down) or str(down_weight.target)
-    inputs = (operands(up.layer)[0], ends)
-    return Site("feed-forward", name, in_graph_order(nodes), inputs, down, bindings)
-
-
-def _stacked_weight(layer: fx.Node) -> fx.Node | None:
-    """The stored weight [experts, out, in] of a grouped product, or None."""
-    given = operands(layer)[1]
-    source = operands(given)[0] if permutation(given) is not None else given
-    return source if isinstance(source, fx.Node) and source.op == "get_attr" else None
+    return Site("feed-forward", name, in_graph_order(nodes), (first.tokens, first.routing), down, bindings)
