@@ -38,7 +38,7 @@ def gathered(gradient: Tensor, parameter: Tensor, axis: int, block_size: int) ->
     if block_size and parameter.shape[axis] == 1:
         return gradient.sum(axis, keepdim=True)
     if not block_size:
-        return gradient.sum([index for index in range(gradient.dim()) if index != axis])
+        return gradient.movedim(axis, 0).flatten(1).sum(1) if gradient.dim() > 1 else gradient
     blocks = torch.arange(gradient.shape[axis], device=gradient.device) // block_size
     total = gradient.new_zeros(parameter.shape)
     return total.index_add(axis, blocks, gradient)

@@ -104,6 +104,14 @@ def test_scales_learn(granularity: str) -> None:
     torch.testing.assert_close(found, torch.autograd.grad((codes * spread).square().sum(), scale))
 
 
+def test_a_vector_has_a_scale_an_item() -> None:
+    scale = torch.rand(3, requires_grad=True)
+    codes = torch.tensor([1, -2, 3], dtype=torch.int8)
+    dequantize_linear(codes, scale, None, "int8", 0, 0).sum().backward()
+    assert scale.grad is not None
+    assert scale.grad.tolist() == [1.0, -2.0, 3.0]
+
+
 def test_they_pass_the_checks_of_torch_library() -> None:
     x, scale, axis, block_size = drawn("blocks")
     options = ("int8", axis, block_size)

@@ -199,7 +199,7 @@ def _product(node: ir.Node, left: ir.Value | None, right: ir.Value | None, facto
         return new_initializer(node, f"{left.name}_bias", np.asarray(np.float32(factor) * known * other).squeeze())
     made = inserted(node, "Mul", [left, right])
     if factor != 1.0:
-        made = inserted(node, "Mul", [made.outputs[0], new_initializer(node, "alpha", np.float32(factor))])
+        made = inserted(node, "Mul", [made.outputs[0], new_initializer(node, "alpha", np.asarray(factor, np.float32))])
     return made.outputs[0]
 
 

@@ -194,14 +194,13 @@ def _packed_table(node: ir.Node, codes: ir.Value | None, planes: tuple[Any, Any]
     from compiler.quantization.packing import pack_codes
 
     assert codes is not None
-    known = codes.meta.get("regraft.packed")
+    known: ir.Value | None = codes.meta.get("regraft.packed")
     if known is None:
         joined = (planes[0].astype(np.uint8) << 2) | planes[1].astype(np.uint8)
         name = str(codes.name).removesuffix(".high")
         known = new_initializer(node, f"{name}_six_bits", pack_codes(torch.from_numpy(joined), 6).numpy())
         codes.meta["regraft.packed"] = known
-    assert known is not None
-    return known  # type: ignore[no-any-return]
+    return known
 
 
 def _six_bit_planes(value: ir.Value | None) -> tuple[Any, Any] | None:

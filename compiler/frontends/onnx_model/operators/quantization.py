@@ -6,9 +6,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from compiler.frontends.onnx_model.element_types import dtype_of
 from compiler.frontends.onnx_model.node_context import NodeContext
 from compiler.frontends.onnx_model.operator_table import operator
-from compiler.frontends.onnx_model.operators.known_numbers import dtype_of
 from compiler.frontends.onnx_model.windows import windows
 from compiler.ops.conv_integer import conv_integer as integer_convolution
 from compiler.ops.dequantize_linear import dequantize_linear as dequantized
@@ -32,7 +32,8 @@ def quantize_linear(
 ) -> Tensor:  # fmt: skip
     to = _quantized_type(node, y_zero_point, output_dtype)
     scale = _quotient_type(y_scale, precision)
-    return quantized(x, scale, y_zero_point, to, axis, block_size, bool(saturate))
+    y: Tensor = quantized(x, scale, y_zero_point, to, axis, block_size, bool(saturate))
+    return y
 
 
 @operator("FakeQuantizeLinear", domain="regraft")
@@ -43,7 +44,8 @@ def fake_quantize_linear(
 ) -> Tensor:  # fmt: skip
     """QuantizeLinear and then DequantizeLinear with the same scales, so that gradients pass."""
     to = _quantized_type(node, zero_point, output_dtype)
-    return fake_quantized(x, scale, zero_point, to, axis, block_size, bool(saturate))
+    y: Tensor = fake_quantized(x, scale, zero_point, to, axis, block_size, bool(saturate))
+    return y
 
 
 @operator("DequantizeLinear", since=10)
@@ -57,7 +59,9 @@ def dequantize_linear(
     if of not in CARRIERS:
         raise node.refuse(f"its input is {of}", f"Types that are dequantized: {', '.join(CARRIERS)}.")
     scale = x_scale if not output_dtype else x_scale.to(dtype_of(output_dtype))
-    return dequantized(x, scale.float() if scale.element_size() == 1 else scale, x_zero_point, of, axis, block_size)
+    scale = scale.float() if scale.element_size() == 1 else scale
+    y: Tensor = dequantized(x, scale, x_zero_point, of, axis, block_size)
+    return y
 
 
 @operator("DynamicQuantizeLinear", since=11)
@@ -72,7 +76,7 @@ def matmul_integer(
 ) -> Tensor:
     """A vector with a single row or column is a vector, as in numpy."""
     left, right = a.dim() == 1, b.dim() == 1
-    product = integer_product(a[None] if left else a, b[:, None] if right else b, a_zero_point, b_zero_point)
+    product: Tensor = integer_product(a[None] if left else a, b[:, None] if right else b, a_zero_point, b_zero_point)
     product = product.squeeze(-1) if right else product
     return product.squeeze(-1 if right else -2) if left else product
 
@@ -93,7 +97,8 @@ def conv_integer(
     """x [batch, channels, *spatial], w [out_channels, channels / group, *kernel]."""
     place = windows(x, w.shape[2:], auto_pad, pads, strides, dilations)
     padding = [*place.starts, *place.ends]
-    return integer_convolution(x, w, x_zero_point, w_zero_point, place.strides, padding, place.dilations, group)
+    y: Tensor = integer_convolution(x, w, x_zero_point, w_zero_point, place.strides, padding, place.dilations, group)
+    return y
 
 
 def _quantized_type(node: NodeContext, zero_point: Tensor | None, output_dtype: int) -> str:
@@ -102,11 +107,11 @@ def _quantized_type(node: NodeContext, zero_point: Tensor | None, output_dtype: 
 
     kind = node.input_type(2) if zero_point is not None else None
     if kind is not None:
-        to = kind.name.lower()
+        to = str(kind.name).lower()
     elif zero_point is not None:
         to = _carried(node, zero_point)
     else:
-        to = ir.DataType(output_dtype).name.lower() if output_dtype else "uint8"
+        to = str(ir.DataType(output_dtype).name).lower() if output_dtype else "uint8"
     if to not in CARRIERS or to == "int32":
         possible = ", ".join(name for name in CARRIERS if name != "int32")
         raise node.refuse(f"there is no quantizing to {to}", f"Types that are quantized to: {possible}.")

@@ -23,7 +23,8 @@ def dynamic_quantize_matmul(
     a: Tensor, b: Tensor, b_scale: Tensor, b_zero_point: Value = None, bias: Tensor | None = None, *, node: NodeContext
 ) -> Tensor:
     if b.dtype == torch.int8 and b.dim() == 2 and _is_zero(b_zero_point):
-        return dynamic_quantized_linear(a, b, b_scale, bias)
+        y: Tensor = dynamic_quantized_linear(a, b, b_scale, bias)
+        return y
     codes, scale, zero_point = dynamic_quantize_linear(a)
     zero = None if b_zero_point is None else node.tensor(b_zero_point)
     return _scaled(matmul_integer(codes, b, zero_point, zero), scale, b_scale, bias)
@@ -60,7 +61,8 @@ def matmul_n_bits(
     if zero_points is not None and zero_points.dtype != torch.uint8:
         raise node.refuse("its zero points are floats", "Zero points that are packed integers are read.")
     points = None if zero_points is None else _shaped(zero_points, (n, -(-blocks * bits // 8)))
-    return quantized_linear(a, weight, _shaped(scales, (n, blocks)), points, bias, bits, block_size)
+    y: Tensor = quantized_linear(a, weight, _shaped(scales, (n, blocks)), points, bias, bits, block_size)
+    return y
 
 
 def _shaped(stored: Tensor, shape: tuple[int, ...]) -> Tensor:
@@ -79,16 +81,19 @@ def gather_block_quantized(
         raise node.refuse(f"it gathers along dim {gather_axis} of {data.dim()} dims", hint)
     kind = node.input_type(0)
     if kind is None or kind.name == "UINT8":
-        return quantized_embedding(indices, data, scales, zero_points, bits, block_size)
+        found: Tensor = quantized_embedding(indices, data, scales, zero_points, bits, block_size)
+        return found
     rows = [None if one is None else one[indices] for one in (data, scales, zero_points)]
     codes, row_scales, points = rows
     assert codes is not None
     assert row_scales is not None
-    return dequantize_linear(codes, row_scales, points, kind.name.lower(), -1, block_size)
+    y: Tensor = dequantize_linear(codes, row_scales, points, kind.name.lower(), -1, block_size)
+    return y
 
 
 @operator("QuantizedEmbedding", domain="regraft")
 def quantized_table(indices: Tensor, weight: Tensor, scales: Tensor, *, bits: int) -> Tensor:
     """One scale a row."""
     width = weight.shape[1] * 8 // bits
-    return quantized_embedding(indices, weight, scales, None, bits, 1 << max(4, (int(width) - 1).bit_length()))
+    y: Tensor = quantized_embedding(indices, weight, scales, None, bits, 1 << max(4, (int(width) - 1).bit_length()))
+    return y
