@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -254,11 +256,12 @@ class Branches(nn.Module):
 class Counting(nn.Module):
     """Keeps a count that no tensor holds."""
 
-    calls = 0
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = itertools.count()
 
     def forward(self, x: Tensor) -> Tensor:
-        self.calls += 1
-        return x + self.calls
+        return x + next(self.count)
 
 
 class Random(nn.Module):
