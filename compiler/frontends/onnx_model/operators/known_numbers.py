@@ -1,4 +1,4 @@
-"""Shape arithmetic: what operators do with numbers that are known while reading, symbolic sizes among them.
+"""Shape arithmetic: what operators that arrange numbers do with known ones, symbolic sizes among them.
 
 Everything here is numpy over arrays of Python objects, so that `2 * batch` stays the symbolic int that it is.
 """
@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from compiler.frontends.onnx_model.element_types import dtype_of
 from compiler.frontends.onnx_model.known import Known, is_symbolic, object_array
@@ -59,55 +58,6 @@ def each(function: Callable[..., Any], *arrays: np.ndarray[Any, Any]) -> np.ndar
     return result
 
 
-def _divide(left: Any, right: Any) -> Any:
-    """ONNX's Div: integers are cut towards zero. Symbolic sizes are never negative."""
-    if isinstance(left, (float, torch.SymFloat)) or isinstance(right, (float, torch.SymFloat)):
-        return left / right
-    if is_symbolic(left) or is_symbolic(right):
-        return left // right
-    return abs(left) // abs(right) * (1 if (left < 0) == (right < 0) else -1)
-
-
-def _binary(function: Callable[[Any, Any], Any], dtype: torch.dtype | None = None) -> Callable[[Known, Known], Any]:
-    def compute(left: Known, right: Known) -> Any:
-        if left.dtype not in EXACT or right.dtype not in EXACT:
-            return NotImplemented
-        return Known(each(function, left.objects(), right.objects()), dtype or left.dtype)
-
-    return compute
-
-
-def _comparison(function: Callable[[Any, Any], Any]) -> Callable[[Known, Known], Any]:
-    return _binary(lambda left, right: _decided(function(left, right)), torch.bool)
-
-
-def _decided(truth: Any) -> Any:
-    """A bool where every size the model allows gives the same answer: exporters ask whether sizes are -1."""
-    if not isinstance(truth, torch.SymBool):
-        return truth
-    if statically_known_true(truth):
-        return True
-    return False if statically_known_true(torch.sym_not(truth)) else truth
-
-
-EXACT = (torch.int64, torch.int32, torch.float32, torch.float64, torch.bool)
-for _name, _function in {
-    "Add": lambda left, right: left + right,
-    "Sub": lambda left, right: left - right,
-    "Mul": lambda left, right: left * right,
-    "Div": _divide,
-}.items():
-    known_operator(_name)(_binary(_function))
-for _name, _function in {
-    "Equal": lambda left, right: left == right,
-    "Less": lambda left, right: left < right,
-    "LessOrEqual": lambda left, right: left <= right,
-    "Greater": lambda left, right: left > right,
-    "GreaterOrEqual": lambda left, right: left >= right,
-}.items():
-    known_operator(_name)(_comparison(_function))
-
-
 @known_operator("Concat")
 def concat(*inputs: Known, axis: int = 0) -> Known:
     return Known(np.concatenate([one.objects() for one in inputs], axis), inputs[0].dtype)
@@ -123,17 +73,17 @@ def gather(data: Known, indices: Known, *, axis: int = 0) -> Any:
 
 @known_operator("Unsqueeze")
 def unsqueeze(x: Known, axes: Known | None = None, *, node: NodeContext) -> Known:
-    listed = _axes(axes, node)
+    listed = listed_axes(axes, node)
     return Known(np.expand_dims(x.objects(), tuple(listed or ())), x.dtype)
 
 
 @known_operator("Squeeze")
 def squeeze(x: Known, axes: Known | None = None, *, node: NodeContext) -> Known:
-    listed = _axes(axes, node)
+    listed = listed_axes(axes, node)
     return Known(np.squeeze(x.objects(), None if listed is None else tuple(listed)), x.dtype)
 
 
-def _axes(axes: Known | None, node: NodeContext) -> Sequence[int] | None:
+def listed_axes(axes: Known | None, node: NodeContext) -> Sequence[int] | None:
     """Axes from an input, or from the attribute of earlier versions."""
     if axes is not None:
         return [int(item) for item in axes.items()]
@@ -152,7 +102,7 @@ def slice_(
     attributes = node.node.attributes
     first = starts.items() if starts else list(attributes["starts"].value)
     last = ends.items() if ends else list(attributes["ends"].value)
-    listed = _axes(axes, node) or range(len(first))
+    listed = listed_axes(axes, node) or range(len(first))
     step = steps.items() if steps else [1] * len(first)
     index: list[Any] = [slice(None)] * data.array.ndim
     for axis, begin, end, stride in zip(listed, first, last, step, strict=True):
