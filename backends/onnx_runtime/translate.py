@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 OPSET = 24
 IR_VERSION = 11
+AFTER_21 = {"Attention", "RMSNormalization", "RotaryEmbedding", "Swish", "TensorScatter"}
+"""Operators that opset 21 does not have."""
 CHECKS = ("aten._assert_", "aten.sym_constrain_", "torch._check", "aten._assert_scalar")
 
 
@@ -54,10 +56,16 @@ def write_nodes(writer: GraphWriter, graph: fx.Graph) -> None:
 
 
 def _versions(graph: ir.Graph) -> tuple[int, int]:
-    """The opset and IR version that the graph needs: two-bit tensors and BitCast came late."""
+    """The opset and IR version that the graph needs: two-bit tensors and BitCast came late.
+
+    ONNX Runtime's kernel for RoiAlign stops at opset 21, so that a graph with one is written in that where it can be.
+    """
+    operators = {node.op_type for node in graph.all_nodes()}
+    if "RoiAlign" in operators and not operators & AFTER_21:
+        return (21, 10)
     held = {value.dtype for value in graph.initializers.values()}
     held |= {value.dtype for node in graph.all_nodes() for value in node.outputs}
-    if any(node.op_type == "BitCast" for node in graph.all_nodes()):
+    if "BitCast" in operators:
         return (26, 13)
     return (25, 13) if held & {ir.DataType.UINT2, ir.DataType.INT2} else (OPSET, IR_VERSION)
 

@@ -33,17 +33,19 @@ def tf_idf_vectorizer(
     if pool_int64s is None:
         raise node.refuse("it counts strings", "Tokens that are integers are read.")
     rows = x if x.dim() == 2 else x.unsqueeze(0)
-    counts = torch.zeros(rows.shape[0], max(ngram_indexes) + 1)
+    width = max(ngram_indexes) + 1
+    counts = torch.zeros(rows.shape[0], width)
     taken = 0
     for place, (begin, end) in enumerate(zip(ngram_counts, [*ngram_counts[1:], len(pool_int64s)], strict=True)):
         length = place + 1
         grams = [pool_int64s[start : start + length] for start in range(begin, end, length)]
-        columns = torch.tensor(ngram_indexes[taken : taken + len(grams)])
+        columns = ngram_indexes[taken : taken + len(grams)]
         taken += len(grams)
         if not grams or not min_gram_length <= length <= max_gram_length:
             continue
         found = _occurrences(rows, grams, range(1, 2 if length == 1 else max_skip_count + 2))
-        counts = counts.index_copy(1, columns, found)
+        placement = [[float(column == one) for one in range(width)] for column in columns]
+        counts = counts + torch.matmul(found, torch.tensor(placement))
     scaled = _weighted(counts, mode, weights, ngram_indexes)
     return scaled if x.dim() == 2 else scaled.squeeze(0)
 
