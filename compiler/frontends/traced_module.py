@@ -207,6 +207,7 @@ def _close(one: Tensor, other: Tensor) -> bool:
         return False
     if not one.is_floating_point():
         return torch.equal(one, other)
+    one, other = one.detach(), other.detach()  # a graph may return a weight as it is
     tolerance = TOLERANCE.get(one.dtype, 0.1)
     one, other = one.double(), other.double()
     finite = one[torch.isfinite(one)]

@@ -9,7 +9,6 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
-from torch.multiprocessing.reductions import StorageWeakRef
 
 from compiler.frontends.onnx_model.known import Known
 from compiler.frontends.onnx_model.node_context import subgraphs
@@ -51,16 +50,20 @@ class Closure:
 
 def unaliased(results: Sequence[Tensor], operands: Sequence[Tensor]) -> tuple[Tensor, ...]:
     """Results that share no memory with operands or with each other, which higher-order operators demand."""
-    seen = {StorageWeakRef(one.untyped_storage()) for one in operands}
+    seen = {_storage(one) for one in operands}
     unshared = []
     for result in results:
-        storage = StorageWeakRef(result.untyped_storage())
+        storage = _storage(result)
         if storage in seen:
             result = result.clone()
-            storage = StorageWeakRef(result.untyped_storage())
+            storage = _storage(result)
         seen.add(storage)
         unshared.append(result)
     return tuple(unshared)
+
+
+def _storage(tensor: Tensor) -> int:
+    return int(tensor.untyped_storage()._cdata)
 
 
 def _values_read(graph: ir.Graph) -> Iterator[ir.Value]:

@@ -25,10 +25,8 @@ from compiler.frontends.traced_module import first_line
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-LARGEST_TRACED = 20_000
-"""Operators in all the steps of loops that are written out one after the other."""
-LARGEST_RUN = 200_000
-"""The same where the model is only run, to see what it gives."""
+LARGEST_WRITTEN_OUT = 10_000
+"""Operators in all the steps of loops that are run, or written out, one after the other."""
 
 
 class NotUnrolledError(Exception):
@@ -143,8 +141,12 @@ def _written_out(
     values, kept = list(carried), condition
     collected: list[list[Any]] = [[] for _ in body.outputs[1 + len(carried) :]]
     step = 0
+    counted = _goes_on(kept) and _runs_to_the_end(body)
+    if counted:
+        _count_operators(body, node, LARGEST_WRITTEN_OUT if count is None else max(count, 0))
     while _goes_on(kept) and (count is None or step < count):
-        count_operators(body, node)
+        if not counted:
+            _count_operators(body, node)
         given = [Known.of(step), Known.of(True, torch.bool) if kept is None else kept, *values]
         kept, *results = node.run_subgraph(body, given)
         values = results[: len(carried)]
@@ -177,13 +179,21 @@ def _goes_on(kept: Any) -> bool:
     return bool(kept) if isinstance(kept, Tensor) else bool(kept.item())
 
 
-def count_operators(body: ir.Graph, node: NodeContext) -> None:
-    """Count one more step of a loop. Raises NotUnrolledError past the limit."""
+def _runs_to_the_end(body: ir.Graph) -> bool:
+    """Whether the body hands its condition on as it is."""
+    kept, producer = body.outputs[0], body.outputs[0].producer()
+    if producer is not None and producer.op_type == "Identity":
+        kept = producer.inputs[0]
+    return kept is body.inputs[1]
+
+
+def _count_operators(body: ir.Graph, node: NodeContext, steps: int = 1) -> None:
+    """Count more steps of a loop. Raises NotUnrolledError past the limit."""
     module = node.module
-    module.operators_in_loops += len(body) + 1
-    limit = LARGEST_TRACED if torch.compiler.is_compiling() else LARGEST_RUN
-    if module.operators_in_loops > limit:
-        raise NotUnrolledError(f"with it the model runs more than {limit:,} operators in loops")
+    module.operators_in_loops += (len(body) + 1) * steps
+    if module.operators_in_loops > LARGEST_WRITTEN_OUT:
+        module.operators_in_loops = 0  # another way may be found
+        raise NotUnrolledError(f"with it the model runs more than {LARGEST_WRITTEN_OUT:,} operators in loops")
 
 
 def _stacked(listed: Sequence[Any], output: ir.Value, node: NodeContext) -> Tensor:
@@ -194,7 +204,7 @@ def _stacked(listed: Sequence[Any], output: ir.Value, node: NodeContext) -> Tens
 
     if output.dtype is None or output.shape is None or not all(isinstance(size, int) for size in output.shape):
         raise node.refuse(f"there is no step to tell the shape of {output.name!r}", "State it in the model.")
-    return torch.empty([0, *map(int, output.shape)], dtype=carrier(output.dtype))  # type: ignore[arg-type]
+    return torch.empty([0, *map(int, output.shape)], dtype=carrier(output.dtype))
 
 
 def _while_loop(
@@ -221,7 +231,7 @@ def _while_loop(
         tensors = [node.tensor(kept_now).reshape(()), *(node.tensor(one) for one in results)]
         return unaliased([step + 1, *tensors], (step, kept, *rest))
 
-    initial = unaliased([start, kept, *values], (*limit, *closure.operands))
+    initial: Any = unaliased([start, kept, *values], (*limit, *closure.operands))
     try:
         _, _, *results = while_loop_op(goes_on, next_step, initial, (*limit, *closure.operands))
     except ValueNeededError:
@@ -309,6 +319,6 @@ def sequence_map(first: Value, *others: Value, body: ir.Graph, node: NodeContext
 
 def _count_or_refuse(body: ir.Graph, node: NodeContext) -> None:
     try:
-        count_operators(body, node)
+        _count_operators(body, node)
     except NotUnrolledError as error:
         raise node.refuse(str(error), "Export the model with an operator in its place, such as LSTM.") from error

@@ -60,11 +60,11 @@ def split_to_sequence(
 ) -> list[Tensor]:
     """Parts of one along `axis`, without that dim where `keepdims` is 0; or of the sizes that `split` gives."""
     if split is None:
-        parts = list(x.split(1, axis))
+        parts = list(torch.split(x, 1, axis))
         return parts if keepdims else [part.squeeze(axis) for part in parts]
     if split.shape == ():
-        return list(x.split(int(split.item()), axis))
-    return list(x.split([int(size) for size in split.sizes()], axis))
+        return list(torch.split(x, int(split.item()), axis))
+    return list(torch.split(x, [int(size) for size in split.sizes()], axis))
 
 
 @operator("ConcatFromSequence")
