@@ -55,6 +55,7 @@ def load_all() -> dict[str, Translation]:
     """Every translation by operator name."""
     from compiler.backends.onnx_runtime.translations import (  # noqa: F401
         activations,
+        algebra,
         arithmetic,
         attention,
         casts,
@@ -65,7 +66,6 @@ def load_all() -> dict[str, Translation]:
         creation,
         cumulative,
         data_dependent,
-        determinant,
         elementwise,
         indexing,
         linear_attention,

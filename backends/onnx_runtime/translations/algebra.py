@@ -1,6 +1,9 @@
-"""Determinants of square matrices."""
+"""Products over named dims, and determinants."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
 
 import onnx_ir as ir
 import torch
@@ -10,6 +13,17 @@ from compiler.backends.onnx_runtime.graph_writer import GraphWriter
 from compiler.backends.onnx_runtime.translations import translates
 from compiler.backends.onnx_runtime.translations.elementwise import result_type
 from compiler.errors import CompilerError
+
+EINSUM_TYPES = (torch.float32, torch.float64, torch.int32, torch.int64)
+"""What ONNX Runtime has kernels for."""
+
+
+@translates("aten.einsum.default")
+def einsum(w: GraphWriter, node: fx.Node, equation: str, tensors: Sequence[fx.Node], *rest: Any) -> ir.Value:
+    dtype = result_type(node)
+    computed = dtype if dtype in EINSUM_TYPES else torch.float32 if dtype.is_floating_point else torch.int64
+    value = w.emit("Einsum", *(w.tensor(one, computed) for one in tensors), equation=equation)
+    return value if computed == dtype else w.cast(value, dtype)
 
 
 @translates("aten.linalg_det.default")
