@@ -152,7 +152,7 @@ def local_response_normalization(
     x: Tensor, *, size: int, alpha: float = 1e-4, beta: float = 0.75, bias: float = 1.0
 ) -> Tensor:
     """x / (bias + alpha * mean of the squares of `size` neighbouring channels) ** beta"""
-    squares = x.square().flatten(2).unsqueeze(1)
+    squares = (x * x).flatten(2).unsqueeze(1)
     padded = F.pad(squares, [0, 0, (size - 1) // 2, size // 2])
     means = F.avg_pool2d(padded, [size, 1], 1).squeeze(1).reshape(x.shape)
     return x / (bias + alpha * means).pow(beta)
@@ -171,4 +171,4 @@ def lp_normalization(x: Tensor, *, axis: int = -1, p: int = 2, node: NodeContext
 def mean_variance_normalization(x: Tensor, *, axes: list[int] | None = None) -> Tensor:
     dims = [0, 2, 3] if axes is None else axes
     centred = x - x.mean(dims, keepdim=True)
-    return centred / (centred.square().mean(dims, keepdim=True).sqrt() + MVN_EPSILON)
+    return centred / ((centred * centred).mean(dims, keepdim=True).sqrt() + MVN_EPSILON)
