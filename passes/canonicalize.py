@@ -108,16 +108,21 @@ def drop_same_shape(node: fx.Node) -> fx.Node | None:
 
 
 def drop_added_dim(node: fx.Node) -> fx.Node | None:
-    """squeeze(unsqueeze(x, d), d) is x, and so is the one item of unbind(unsqueeze(x, d), d)."""
+    """squeeze(unsqueeze(x, d), d) is x, and so is an item of unbind(cat([unsqueeze(x, d), ...], d), d)."""
     item = unpacked_item(node)
-    taken = node if item is None else item[0]
-    if not is_call(taken, aten.squeeze.dim, aten.unbind.int) or (item is None) == is_call(taken, aten.unbind.int):
+    taken, position = (node, 0) if item is None else item
+    if not is_call(taken, aten.squeeze.dim if item is None else aten.unbind.int):
         return None
-    added = _first(taken)
-    if not is_call(added, aten.unsqueeze.default):
+    joined = _first(taken) if isinstance(taken.args[0], fx.Node) else None
+    if joined is None:
         return None
-    rank = value(added).dim()
-    return _first(added) if argument(added, "dim") % rank == argument(taken, "dim") % rank else None
+    dim, rank = argument(taken, "dim"), value(joined).dim()
+    parts = [joined]
+    if item is not None and is_call(joined, aten.cat.default) and argument(joined, "dim") % rank == dim % rank:
+        parts = list(operands(joined)[0])
+    if not all(is_call(part, aten.unsqueeze.default) and argument(part, "dim") % rank == dim % rank for part in parts):
+        return None
+    return _first(parts[position])
 
 
 def write_view_as_reshape(node: fx.Node) -> fx.Node | None:

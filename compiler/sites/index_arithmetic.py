@@ -99,14 +99,21 @@ def _constant(node: fx.Node) -> int | None:
         return int(filled)
     if is_call(node, aten.diff.default):
         return 1 if _is_step_of_count(node) else None
-    if not is_call(node, aten.ne.Scalar, aten.cumsum.default, aten.index.Tensor):
+    if is_call(node, aten.sub.Tensor) and _is_written_out_step(node):
+        return 1
+    if not is_call(node, *CASTS, *TESTS, aten.logical_not.default, aten.cumsum.default, aten.index.Tensor):
         return None
     inner = _constant(operands(node)[0])
-    if inner is None:
-        return None
-    if is_call(node, aten.ne.Scalar):
-        return int(inner != operands(node)[1])
-    return inner if is_call(node, aten.index.Tensor) or inner == 0 else None
+    if inner is None or is_call(node, aten.index.Tensor, *CASTS):
+        return inner
+    if is_call(node, aten.logical_not.default):
+        return int(not inner)
+    if is_call(node, *TESTS):
+        return int((inner == operands(node)[1]) == is_call(node, aten.eq.Scalar))
+    return inner if inner == 0 else None
+
+
+TESTS = frozenset({aten.eq.Scalar, aten.ne.Scalar})
 
 
 def _is_step_of_count(diff: fx.Node) -> bool:
@@ -114,8 +121,34 @@ def _is_step_of_count(diff: fx.Node) -> bool:
     count, before = operands(diff)[0], argument(diff, "prepend")
     rank = value(count).dim()
     once = argument(diff, "n") == 1 and argument(diff, "dim") % rank == rank - 1 and argument(diff, "append") is None
-    if not once or counted_dim(count) != -1 or not is_call(before, aten.sub.Tensor) or operands(before)[1] != 1:
+    return bool(once) and counted_dim(count) == -1 and _precedes(before, count)
+
+
+def _precedes(before: Any, count: fx.Node) -> bool:
+    """Whether `before` is count[..., :1] - 1."""
+    if not is_call(before, aten.sub.Tensor) or operands(before)[1] != 1:
         return False
+    rank = value(count).dim()
     first = operands(before)[0]
     is_first = is_call(first, aten.slice.Tensor) and argument(first, "end") == 1 and not argument(first, "start")
     return is_first and operands(first)[0] is count and argument(first, "dim") % rank == rank - 1
+
+
+def _is_written_out_step(node: fx.Node) -> bool:
+    """Whether `node` is x[1:] - x[:-1] for a count x with what comes before its start in front: diff, after ONNX."""
+    later, earlier = operands(node)
+    slices = all(is_call(part, aten.slice.Tensor) for part in (later, earlier)) and argument(node, "alpha") == 1
+    if (
+        not slices
+        or operands(later)[0] is not operands(earlier)[0]
+        or not is_call(operands(later)[0], aten.cat.default)
+    ):
+        return False
+    parts, dim = operands(later)[0].args[0], argument(operands(later)[0], "dim")
+    rank = value(node).dim()
+    along = [argument(part, "dim") % rank for part in (later, earlier)]
+    starts = [argument(part, "start") or 0 for part in (later, earlier)]
+    if along != [rank - 1, rank - 1] or dim % rank != rank - 1 or starts != [1, 0] or len(parts) != 2:
+        return False
+    before, count = parts
+    return counted_dim(count) == -1 and same_shape(node, count) and _precedes(before, count)
