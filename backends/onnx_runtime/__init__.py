@@ -19,7 +19,15 @@ ROUNDING_TOLERANCE = 1e-3
 FLIPPED_CODE_TOLERANCE = 0.15
 """With activations quantized on the way, a difference of 1e-7 moves a value to the next of 256 codes, and later layers
 carry that on: scaling one bias by 1 + 3e-7 moves all-MiniLM-L6-v2's output by 0.044 of its largest value in eager."""
-UNSERVED_TYPES = {"bfloat16": "convert the model to float32", "complex64": "there are no complex kernels"}
+UNSERVED_TYPES = {
+    "bfloat16": "convert the model to float32",
+    "complex64": "there are no complex kernels",
+    **{
+        name: "numpy has no such arrays; cast inside the model"
+        for name in ("float8_e4m3fn", "float8_e4m3fnuz", "float8_e5m2", "float8_e5m2fnuz", "float8_e8m0fnu")
+    },
+}
+"""Of inputs and outputs; what stands behind the colon says why."""
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ goes to the DequantizeLinear that reads it as it is. Only what else reads such c
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -28,7 +29,7 @@ WITH_KERNELS = (torch.float32, torch.float16)
 @translates("regraft.quantize_linear.default")
 def quantize_linear(w: GraphWriter, node: fx.Node, *given: Any) -> ir.Value:
     codes, to = _codes(w, *given), given[3]
-    return w.cast(codes, CARRIERS[to]) if to in PACKED_BITS or to == FLOAT4 else codes
+    return w.cast(codes, CARRIERS[to]) if to in PACKED_BITS else codes
 
 
 @translates("regraft.dequantize_linear.default")
@@ -92,17 +93,30 @@ def conv_integer(
     if not all(isinstance(size, int) for size in padding):
         hint = "Give the model's spatial dims fixed sizes, or write its padding as numbers."
         raise CompilerError("lowering to ONNX", "an integer convolution whose padding is dynamic", hint, node.name)
+    place: dict[str, Any] = {"strides": list(stride), "pads": list(padding), "dilations": list(dilation)}
+    if weight_zero_point is not None and weight_zero_point.meta["val"].numel() > 1:
+        _require_exact_in_float32(node, weight)
+        kernel = _centred(w, weight, weight_zero_point, torch.float32, [-1, *[1] * (weight.meta["val"].dim() - 1)])
+        product = w.emit("Conv", _centred(w, x, x_zero_point, torch.float32), kernel, **place, group=groups)
+        return w.emit("Cast", product, to=int(ir.DataType.INT32))
     return w.emit(
         "ConvInteger",
         w.value(x),
         w.value(weight),
         _scalar(w, x_zero_point),
-        w.value(weight_zero_point) if weight_zero_point is not None else None,
-        strides=list(stride),
-        pads=list(padding),
-        dilations=list(dilation),
+        _scalar(w, weight_zero_point),
+        **place,
         group=groups,
     )
+
+
+def _require_exact_in_float32(node: fx.Node, weight: fx.Node) -> None:
+    """ConvInteger's kernel takes one zero point for all weights; a float32 convolution counts exactly up to 2**24."""
+    terms = math.prod(int(size) for size in weight.meta["val"].shape[1:])
+    if terms * 255 * 255 >= 2**24:
+        hint = "Quantize the weights symmetrically, or with one zero point."
+        problem = f"an integer convolution of {terms} terms with a zero point for each output channel"
+        raise CompilerError("lowering to ONNX", problem, hint, node.name)
 
 
 def _codes(
@@ -155,12 +169,13 @@ def _typed(w: GraphWriter, codes: fx.Node, of: str) -> ir.Value:
     """Codes as a value of their own type: packed where they are stored, uncast where QuantizeLinear made them."""
     if operator_name(codes) == "regraft.quantize_linear.default" and arguments(codes)[3] == of:
         return _codes(w, *arguments(codes))
-    if of not in PACKED_BITS and of != FLOAT4:
+    data_type = _data_type(of)
+    if of not in PACKED_BITS:
         return w.value(codes)
-    if codes.op == "get_attr" and of in PACKED_BITS:
+    if codes.op == "get_attr":
         return _packed_weight(w, codes, of)
-    packed = w.emit("Cast", w.value(codes), to=int(_data_type(of)))
-    packed.dtype = _data_type(of)
+    packed = w.emit("Cast", w.value(codes), to=int(data_type))
+    packed.dtype = data_type
     return packed
 
 
@@ -200,18 +215,23 @@ def _float64_product(
     w: GraphWriter, a: fx.Node, b: fx.Node, a_zero_point: fx.Node, b_zero_point: fx.Node | None
 ) -> ir.Value:
     """The kernel of MatMulInteger takes one zero point for the left matrix; float64 counts exactly."""
-
-    def centred(codes: fx.Node, zero_point: fx.Node | None, rows: bool) -> ir.Value:
-        value = w.cast(w.value(codes), torch.float64)
-        if zero_point is None:
-            return value
-        zero = w.cast(w.value(zero_point), torch.float64)
-        if rows and zero_point.meta["val"].dim() == 1:
-            zero = w.emit("Unsqueeze", zero, w.constant([-1], np.int64))
-        return w.emit("Sub", value, zero)
-
-    product = w.emit("MatMul", centred(a, a_zero_point, True), centred(b, b_zero_point, False))
+    rows = [-1, 1] if a_zero_point.meta["val"].dim() == 1 else None
+    left = _centred(w, a, a_zero_point, torch.float64, rows)
+    product = w.emit("MatMul", left, _centred(w, b, b_zero_point, torch.float64))
     return w.emit("Cast", product, to=int(ir.DataType.INT32))
+
+
+def _centred(
+    w: GraphWriter, codes: fx.Node, zero_point: fx.Node | None, dtype: torch.dtype, shape: Sequence[int] | None = None
+) -> ir.Value:
+    """Codes less their zero point, which takes on `shape` first, as floats."""
+    value = w.cast(w.value(codes), dtype)
+    if zero_point is None:
+        return value
+    zero = w.cast(w.value(zero_point), dtype)
+    if shape is not None:
+        zero = w.emit("Reshape", zero, w.constant(shape, np.int64))
+    return w.emit("Sub", value, zero)
 
 
 def _scalar(w: GraphWriter, node: fx.Node | None) -> ir.Value | None:
@@ -232,4 +252,7 @@ def _has_axis(scale: fx.Node) -> bool:
 
 
 def _data_type(name: str) -> ir.DataType:
+    if name == FLOAT4:
+        hint = "Let the pass dequantize store such weights as floats."
+        raise CompilerError("lowering to ONNX", f"ONNX Runtime has no kernels for {FLOAT4} on processors", hint)
     return ir.DataType[name.upper()]
