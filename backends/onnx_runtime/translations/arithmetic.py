@@ -106,6 +106,8 @@ _extreme("Min", "aten.minimum.default", "aten.min.other")
 def clamp(w: GraphWriter, node: fx.Node, x: fx.Node, minimum: Any, maximum: Any) -> ir.Value:
     dtype = result_type(node)
     value = w.tensor(x, dtype)
+    if dtype == torch.float32 and all(isinstance(one, (int, float)) for one in (minimum, maximum)):
+        return w.emit("Clip", value, w.tensor(minimum, dtype), w.tensor(maximum, dtype))
     if minimum is not None:
         value = computed(w, "Max", dtype, value, minimum)
     return value if maximum is None else computed(w, "Min", dtype, value, maximum)
