@@ -9,6 +9,7 @@ from torch import fx
 
 from compiler.backends.onnx_runtime.graph_writer import GraphWriter
 from compiler.backends.onnx_runtime.translations import translates
+from compiler.backends.onnx_runtime.translations.absorbed_padding import absorbed_padding
 
 
 def per_dim(value: Any, count: int) -> list[int]:
@@ -101,13 +102,16 @@ def _convolved(
 ) -> ir.Value:
     dims = weight.meta["val"].dim() - 2
     starts = per_dim(padding, dims)
+    ends = starts if ends is None else ends
+    if not any((*starts, *ends)):
+        x, starts, ends = absorbed_padding(x, 0.0, dims)
     return w.emit(
         "Conv",
         w.value(x),
         w.value(weight),
         w.value(bias) if bias is not None else None,
         strides=per_dim(stride, dims),
-        pads=[*starts, *(starts if ends is None else ends)],
+        pads=[*starts, *ends],
         dilations=per_dim(dilation, dims),
         group=groups,
     )

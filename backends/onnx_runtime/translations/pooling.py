@@ -12,26 +12,44 @@ from torch import fx
 
 from compiler.backends.onnx_runtime.graph_writer import GraphWriter, known_size
 from compiler.backends.onnx_runtime.translations import translates
+from compiler.backends.onnx_runtime.translations.absorbed_padding import absorbed_padding
 from compiler.backends.onnx_runtime.translations.convolution import per_dim
 from compiler.backends.onnx_runtime.translations.shapes import shape_of
 from compiler.errors import CompilerError
 
 
-def _max_pool_attributes(
-    dims: int, kernel: Any, stride: Any, padding: Any, dilation: Any, ceil_mode: bool
-) -> dict[str, Any]:
-    return {
-        "kernel_shape": per_dim(kernel, dims),
-        "strides": per_dim(stride or kernel, dims),
-        "pads": per_dim(padding, dims) * 2,
-        "dilations": per_dim(dilation, dims),
-        "ceil_mode": int(ceil_mode),
-    }
+def _max_pool(
+    w: GraphWriter,
+    x: fx.Node,
+    kernel: Any,
+    stride: Any,
+    padding: Any,
+    dilation: Any,
+    ceil_mode: bool,
+    *,
+    outputs: int,
+) -> tuple[ir.Value, ...]:
+    """Padding before it is the pool's own, unless it counts: as places for indices, or where sizes are rounded up."""
+    dims = len(shape_of(x)) - 2
+    sizes, widths = per_dim(kernel, dims), per_dim(padding, dims)
+    starts = ends = widths
+    if outputs == 1 and not ceil_mode and not any(widths):
+        x, starts, ends = absorbed_padding(x, float("-inf"), dims, sizes)
+    return w.emit_several(
+        "MaxPool",
+        w.value(x),
+        outputs=outputs,
+        kernel_shape=sizes,
+        strides=per_dim(stride or kernel, dims),
+        pads=[*starts, *ends],
+        dilations=per_dim(dilation, dims),
+        ceil_mode=int(ceil_mode),
+    )
 
 
 @translates("aten.max_pool1d.default", "aten.max_pool2d.default", "aten.max_pool3d.default")
 def max_pool(w: GraphWriter, node: fx.Node, x: fx.Node, *settings: Any) -> ir.Value:
-    return w.emit("MaxPool", w.value(x), **_max_pool_attributes(len(shape_of(x)) - 2, *settings))
+    return _max_pool(w, x, *settings, outputs=1)[0]
 
 
 @translates(
@@ -42,8 +60,7 @@ def max_pool(w: GraphWriter, node: fx.Node, x: fx.Node, *settings: Any) -> ir.Va
 def max_pool_with_indices(w: GraphWriter, node: fx.Node, x: fx.Node, *settings: Any) -> tuple[ir.Value, ir.Value]:
     """torch's indices count within a plane, those of ONNX within the whole input."""
     dims = len(shape_of(x)) - 2
-    attributes = _max_pool_attributes(dims, *settings)
-    pooled, indices = w.emit_several("MaxPool", w.value(x), outputs=2, **attributes)
+    pooled, indices = _max_pool(w, x, *settings, outputs=2)
     sizes = [w.dim_of(x, 2 + dim) for dim in range(dims)]
     known = [known_size(size) for size in shape_of(x)[2:]]
     if all(size is not None for size in known):
@@ -68,14 +85,19 @@ def average_pool(
     if rest and rest[0] is not None:
         raise CompilerError("lowering to ONNX", "average pooling with divisor_override", "Scale afterwards.", node.name)
     dims = len(shape_of(x)) - 2
+    sizes, widths = per_dim(kernel, dims), per_dim(padding, dims)
+    starts = ends = widths
+    if not ceil_mode and not any(widths):
+        x, starts, ends = absorbed_padding(x, 0.0, dims, sizes)
+        count_padding = True
     return w.emit(
         "AveragePool",
         w.value(x),
-        kernel_shape=per_dim(kernel, dims),
+        kernel_shape=sizes,
         strides=per_dim(stride or kernel, dims),
-        pads=per_dim(padding, dims) * 2,
+        pads=[*starts, *ends],
         ceil_mode=int(ceil_mode),
-        count_include_pad=int(count_padding),
+        count_include_pad=int(count_padding and any((*starts, *ends))),
     )
 
 

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
+import onnx
 import pytest
 import torch
 from graph_comparison import RuntimeGraph, TextGraph, assert_same_at
 from torch import nn
 
+from compiler.backends.onnx_runtime import OnnxRuntime
 from compiler.errors import CompilerError
 from compiler.frontends.onnx_model.windows import same_padding
 from compiler.sites.convolution import match_convolution
 from compiler.sites.linear import match_linear
 from compiler.sites.site import Site
+from compiler.target import Target
 
 PLANES = [{"B": 2, "H": 9, "W": 12}, {"B": 1, "H": 16, "W": 7}, {"B": 3, "H": 6, "W": 6}]
 
@@ -49,6 +53,21 @@ def test_convolutions_of_lines_and_volumes() -> None:
         y = Conv <pads = [0, 1, 0, 1, 1, 0], strides = [1, 2, 2]> (x, w)
     }"""
     assert_same_at(RuntimeGraph(volumes), [{"B": 2, "D": 4, "W": 6}, {"B": 1, "D": 7, "W": 5}], rtol=1e-4, atol=1e-5)
+
+
+PADDED_AT_ONE_END = """(float[B, 2, H, W] x, float[2, 2, 3, 3] w)
+    => (float[B, 2, a, b] y, float[B, 2, c, d] z, float[B, 2, e, f] v) {
+    y = Conv <pads = [0, 0, 1, 4]> (x, w)
+    z = MaxPool <kernel_shape = [3, 3], pads = [0, 2, 1, 0], strides = [2, 2]> (x)
+    v = AveragePool <kernel_shape = [3, 3], pads = [0, 2, 1, 0], count_include_pad = 1> (x)
+}"""
+
+
+def test_padding_at_one_end_is_written_back_into_the_node(tmp_path: Path) -> None:
+    program = assert_same_at(RuntimeGraph(PADDED_AT_ONE_END), PLANES[:2], rtol=1e-4, atol=1e-5)
+    lowered = OnnxRuntime().lower(program, Target("cpu"), tmp_path)
+    written = onnx.load(tmp_path / lowered.entry).graph.node
+    assert sorted(node.op_type for node in written) == ["AveragePool", "Conv", "MaxPool"]
 
 
 @pytest.mark.parametrize("span", [1, 2, 3, 5])
