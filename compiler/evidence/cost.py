@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import resource
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,9 +34,22 @@ def flops(program: Program) -> int:
     """
     products = (torch.ops.regraft.dynamic_quantized_linear, torch.ops.regraft.quantized_linear)
     counter = FlopCounterMode(display=False, custom_mapping=dict.fromkeys(products, _product_flops))
-    with torch.no_grad(), counter:
+    with torch.no_grad(), _without_gradients(program), counter:
         program.graph_module(*program.example_inputs)
     return int(counter.get_total_flops())
+
+
+@contextmanager
+def _without_gradients(program: Program) -> Iterator[None]:
+    """Weights that need no gradients inside: the counter looks for those of what a region is called with."""
+    trained = [weight for weight in program.weights().values() if weight.requires_grad]
+    for weight in trained:
+        weight.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for weight in trained:
+            weight.requires_grad_(True)
 
 
 def _product_flops(x_shape: Sequence[int], *others: Any, out_shape: Sequence[int], **options: Any) -> int:

@@ -48,12 +48,12 @@ class Dataset:
     @property
     def scoring_count(self) -> int:
         """Samples that judge."""
-        return sum(len(batch[0]) for batch in self.scoring)
+        return sum(_sample_count(batch) for batch in self.scoring)
 
     @property
     def calibration_count(self) -> int:
         """Samples that passes may look at."""
-        return sum(len(batch[0]) for batch in self.calibration)
+        return sum(_sample_count(batch) for batch in self.calibration)
 
     def row_mask(self, batch: Batch, output: Tensor) -> Tensor | None:
         """Which rows of an output [batch, tokens, width] are no padding; None where every row counts."""
@@ -61,6 +61,11 @@ class Dataset:
             return None
         mask = batch[self.mask_index]
         return mask.bool() if output.dim() == 3 and output.shape[:2] == mask.shape else None
+
+
+def _sample_count(batch: Batch) -> int:
+    """The samples in a batch: one where no input has a dim for them."""
+    return next((len(tensor) for tensor in batch if tensor.dim()), 1)
 
 
 def load_dataset(given: str | None, program: Program, seed: int = 0) -> Dataset:
