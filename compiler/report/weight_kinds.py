@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from torch import fx
 
+from compiler.patterns import has_tensor
 from compiler.program_text import operator_name
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ def weight_bytes_by_kind(program: Program) -> dict[str, int]:
     sizes = dict.fromkeys(KINDS, 0)
     seen: set[int] = set()
     for node in program.graph.nodes:
-        if node.op != "get_attr":
+        if node.op != "get_attr" or not has_tensor(node):
             continue
         tensor = program.weight(node)
         if id(tensor) not in seen:
