@@ -194,6 +194,19 @@ def test_norms_of_groups_of_channels(activation: int, channels_last: int, skip: 
         np.testing.assert_allclose(ours.numpy(), turned(theirs), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("activation", ["relu", "gelu", "silu", "identity", "swiglu"])
+@pytest.mark.parametrize(("count", "normalized"), [(1, 0), (2, 1), (2, 0)])
+def test_experts(activation: str, count: int, normalized: int) -> None:
+    experts, inner = 4, 6
+    fused = 2 if activation == "swiglu" else 1
+    weights = [normal(experts, fused * inner, WIDTH), normal(experts, fused * inner), normal(experts, WIDTH, inner)]
+    given = [X, normal(BATCH * TOKENS, experts), *weights, normal(experts, WIDTH)]
+    options = {"activation_type": activation, "k": count, "normalize_routing_weights": normalized}
+    if activation == "swiglu":
+        options |= {"swiglu_fusion": 1, "activation_alpha": 1.7, "activation_beta": 1.0, "swiglu_limit": 2.0}
+    assert_same_numbers(OneNode("MoE", given, options, stored=(2, 3, 4, 5)))
+
+
 def test_training_reaches_the_weights_of_a_fused_model() -> None:
     node = OneNode("SkipLayerNormalization", [X, SKIP, VECTOR, OTHER], {"epsilon": 1e-5}, stored=(2, 3))
     program = node.program()
@@ -211,6 +224,7 @@ def test_training_reaches_the_weights_of_a_fused_model() -> None:
         ("CDist", [normal(3, 4), normal(5, 4)], {"metric": "cosine"}, "its metric is cosine"),
         ("CausalConvWithState", [normal(1, 2, 3), normal(2, 1, 2)], {"state_window": 2}, "the last 2 states"),
         ("CausalConvWithState", [normal(1, 2, 3, 3), normal(2, 1, 1, 2)], {"ndim": 2}, "2 spatial dims"),
+        ("MoE", [X, normal(10, 2), *[normal(2, 8, 8), None] * 3], {}, "a third product"),
         ("BeamSearch", [normal(1)], {}, "not read: com.microsoft.BeamSearch"),
         ("ConvTransposeWithDynamicPads", [IMAGE, KERNEL], {}, "not read: com.microsoft.ConvTransposeWithDynamicPads"),
     ],
