@@ -20,13 +20,11 @@ ROUNDING_TOLERANCE = 1e-3
 FLIPPED_CODE_TOLERANCE = 0.15
 """With activations quantized on the way, a difference of 1e-7 moves a value to the next of 256 codes, and later layers
 carry that on: scaling one bias by 1 + 3e-7 moves all-MiniLM-L6-v2's output by 0.044 of its largest value in eager."""
+FLOAT8 = ("float8_e4m3fn", "float8_e4m3fnuz", "float8_e5m2", "float8_e5m2fnuz", "float8_e8m0fnu")
 UNSERVED_TYPES = {
     "bfloat16": "convert the model to float32",
     "complex64": "there are no complex kernels",
-    **dict.fromkeys(
-        ("float8_e4m3fn", "float8_e4m3fnuz", "float8_e5m2", "float8_e5m2fnuz", "float8_e8m0fnu"),
-        "numpy has no such arrays; cast inside the model",
-    ),
+    **dict.fromkeys(FLOAT8, "numpy has no such arrays; cast inside the model"),
 }
 """Of inputs and outputs; what stands behind the colon says why."""
 

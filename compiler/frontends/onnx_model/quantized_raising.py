@@ -7,7 +7,7 @@ Before:  DequantizeLinear(QuantizeLinear(x))                                    
 Before:  Gather(4 * high + low - 32, rows) * Gather(scales, rows), six bits a code  After:  QuantizedEmbedding
 
 The same that ONNX Runtime does when it loads a model, with the same numbers; here so that gradients pass, sites are
-found, and codes of few bits stay packed (docs/decisions/0009-quantized-models-are-raised-while-read.md).
+found, and codes of few bits stay packed (docs/decisions/0008-quantized-models-are-raised-while-read.md).
 What fits none of these is read node by node.
 """
 
