@@ -218,6 +218,10 @@ class GraphWriter:
             return self.constant([known], np.int64)
         return size_value(self, argument.node.expr, self._dim_value)
 
+    def expression(self, symbolic: torch.SymInt | torch.SymFloat) -> ir.Value:
+        """A symbolic number as int64[1], or float64[1]."""
+        return size_value(self, symbolic.node.expr, self._dim_value)
+
     def sizes(self, arguments: Sequence[Any]) -> ir.Value:
         """A list of sizes as int64[n]: a constant where all are known."""
         known = [known_size(one) for one in arguments]

@@ -24,6 +24,17 @@ OPSET = 24
 IR_VERSION = 11
 AFTER_21 = {"Attention", "RMSNormalization", "RotaryEmbedding", "Swish", "TensorScatter"}
 """Operators that opset 21 does not have."""
+UNTIL_21 = frozenset(
+    {
+        "Multinomial",
+        "RandomNormal",
+        "RandomNormalLike",
+        "RandomUniform",
+        "RandomUniformLike",
+        "RoiAlign",
+    }
+)
+"""ONNX Runtime 1.31 has no kernels for the later versions of these."""
 CHECKS = ("aten._assert_", "aten.sym_constrain_", "torch._check", "aten._assert_scalar")
 
 
@@ -58,10 +69,10 @@ def write_nodes(writer: GraphWriter, graph: fx.Graph) -> None:
 def _versions(graph: ir.Graph) -> tuple[int, int]:
     """The opset and IR version that the graph needs: two-bit tensors and BitCast came late.
 
-    ONNX Runtime's kernel for RoiAlign stops at opset 21, so that a graph with one is written in that where it can be.
+    ONNX Runtime's kernels for some operators stop at opset 21: a graph with one is written in that where it can be.
     """
     operators = {node.op_type for node in graph.all_nodes()}
-    if "RoiAlign" in operators and not operators & AFTER_21:
+    if operators & UNTIL_21 and not operators & AFTER_21:
         return (21, 10)
     held = {value.dtype for value in graph.initializers.values()}
     held |= {value.dtype for node in graph.all_nodes() for value in node.outputs}

@@ -37,7 +37,9 @@ def _drawn(w: GraphWriter, op: str, node: fx.Node, size: Sequence[Any]) -> ir.Va
 
 @translates("aten.bernoulli.default")
 def bernoulli(w: GraphWriter, node: fx.Node, probabilities: fx.Node, *rest: Any) -> ir.Value:
-    return w.emit("Bernoulli", w.value(probabilities))
+    """Written out: ONNX Runtime expands Bernoulli to its function in opset 15, which gives the complement."""
+    drawn = w.emit("RandomUniformLike", w.value(probabilities))
+    return w.cast(computed(w, "Less", result_type(node), drawn, probabilities, result=torch.bool), result_type(node))
 
 
 @translates("aten.multinomial.default")

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+import torch
 from torch import fx
 
 from compiler.backends.onnx_runtime.graph_writer import GraphWriter
@@ -21,6 +22,8 @@ def sym_size(w: GraphWriter, node: fx.Node, x: fx.Node, dim: int) -> ir.Value:
 def _integer_arithmetic(name: str, op: str) -> None:
     @translates(name)
     def translate(w: GraphWriter, node: fx.Node, left: Any, right: Any) -> ir.Value:
+        if isinstance(node.meta["val"], torch.SymFloat):
+            return w.expression(node.meta["val"])
         return w.emit(op, w.size(left), w.size(right))
 
 
@@ -47,6 +50,22 @@ def mod(w: GraphWriter, node: fx.Node, left: Any, right: Any) -> ir.Value:
 @translates("operator.neg")
 def neg(w: GraphWriter, node: fx.Node, x: Any) -> ir.Value:
     return w.emit("Mul", w.size(x), w.constant([-1], np.int64))
+
+
+@translates(
+    "torch.sym_float",
+    "torch.sym_int",
+    "torch._sym_sqrt",
+    "operator.truediv",
+    "operator.pow",
+    "math.floor",
+    "math.ceil",
+    "math.trunc",
+    "builtins.round",
+)
+def by_expression(w: GraphWriter, node: fx.Node, *rest: Any) -> ir.Value:
+    """What goes through floats: float64[1], until it is rounded to a size again."""
+    return w.expression(node.meta["val"])
 
 
 @translates("operator.getitem")

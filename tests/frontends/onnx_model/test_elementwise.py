@@ -134,11 +134,10 @@ def test_axes_of_early_broadcasting(op: str):
     x, y = (np.random.default_rng(0).random(shape, dtype=np.float32) + 0.5 for shape in (left, right))
     start = attributes.get("axis", len(left) - len(right)) % len(left)
     spread = y.reshape(*y.shape, *[1] * (len(left) - start - len(right)))
-    expected = {"Sub": np.subtract, "Mul": np.multiply, "Div": np.divide, "Pow": np.power, "Less": np.less}.get(
-        op, np.add
-    )
+    functions = {"Sub": np.subtract, "Mul": np.multiply, "Div": np.divide, "Pow": np.power, "Less": np.less}
+    expected = functions.get(op, np.add)(x, spread)
     (found,) = OneNode(op, [x, y], attributes, domain="", opset=opset).program().run(*map(torch.from_numpy, (x, y)))
-    np.testing.assert_allclose(found.numpy(), expected(x, spread), rtol=1e-6)
+    np.testing.assert_allclose(found.numpy(), expected, rtol=1e-6)
 
 
 def test_early_clip_prelu_and_maximum():
