@@ -1,13 +1,14 @@
-"""linear and embedding  ->  integer weights, with integer activations where that is faster
+"""linear, embedding and convolution  ->  integer weights, with integer activations where that is faster
 
-Before:  linear(x, W, b); embedding(E, indices)
+Before:  linear(x, W, b); embedding(E, indices); conv2d(x, K, b)
 After:   dynamic_quantized_linear(x, W int8, scales, b) or quantized_linear(x, W in blocks, scales, zeros, b);
-         quantized_embedding(indices, E in few bits, scales)
+         quantized_embedding(indices, E in few bits, scales); conv2d(x, dequantize_linear(K int8, scales), b)
 Shapes:  x [..., in], W [out, in], E [vocabulary, width]; outputs keep shape and dtype.
 Lossy:   int8 weights have one scale an output, weights in blocks one a block of inputs; rounding makes up for its own
          errors on calibration data. The budget takes a site from one scale for its inputs to one a row, to 8-bit
          weights only, and then back to float; from 4 bits to 8; a table from 6 bits to 8.
-Refuses: convolutions (not yet); what is quantized already; weights that other nodes share, or that are not finite;
+         Convolutions keep float activations: they get smaller, not faster.
+Refuses: what is quantized already; weights that other nodes share, or that are not finite;
          sites of under 1,024 weights; sites that `sites` or `skip` leave out; tables when `embeddings` is none or rows
          fill no bytes.
 Source:  Frantar et al. 2022, arXiv:2210.17323 (rounding); ONNX DynamicQuantizeLinear; com.microsoft MatMulNBits.
@@ -33,6 +34,7 @@ from compiler.quantization.stand_ins import (
     block_at_least,
     block_linear,
     dynamic_int8_linear,
+    int8_convolution,
     quantized_table,
     row_scaled_int8_linear,
     wants_row_scales,
@@ -47,7 +49,7 @@ GENTLE_BLOCK = 128
 
 @dataclass(frozen=True)
 class Quantize(Graft):
-    """Stores the weights of linear and embedding sites as integers."""
+    """Stores the weights of linear, embedding and convolution sites as integers."""
 
     name: ClassVar[str] = "quantize"
     site_kinds: ClassVar[tuple[str, ...]] = ("linear", "embedding", "convolution", "quantized")
@@ -73,6 +75,8 @@ class Quantize(Graft):
         reason = self._left_out(site) or _unfit(site, program)
         if reason is not None:
             return Refusal(reason, site.output.name, site.name, site.kind)
+        if site.kind == "convolution":
+            return self._convolution(site, program)
         if site.kind == "embedding":
             return self._table(site, program.weight(site.bindings["weight"]))
         return self._linear(_layer(site, program, self._statistics(site, program, context)))
@@ -113,6 +117,12 @@ class Quantize(Graft):
         gentler = (lambda: self._blocks(layer, 8, group)) if bits == 4 else None
         return Replacement(module, note, gentler=gentler)
 
+    def _convolution(self, site: Site, program: Program) -> Replacement:
+        bias = site.bindings["bias"]
+        stored = None if bias is None else program.weight(bias)
+        module = int8_convolution(program.weight(site.bindings["weight"]), stored, site.bindings, self.clip)
+        return Replacement(module, "8-bit weights, one scale a channel")
+
     def _table(self, site: Site, stored: Tensor) -> Replacement | Refusal:
         assert self.embeddings is not None
         try:
@@ -126,8 +136,6 @@ class Quantize(Graft):
 
 def _unfit(site: Site, program: Program) -> str | None:
     """Why no setting of the options would quantize this site."""
-    if site.kind == "convolution":
-        return "convolutions are not quantized yet"
     if site.kind == "quantized":
         return "it is quantized already: run dequantize first"
     name = site.bindings["weight"]

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
+from compiler.ops.dequantize_linear import dequantize_linear
 from compiler.ops.dynamic_quantized_linear import dynamic_quantized_linear
 from compiler.ops.quantized_embedding import quantized_embedding
 from compiler.ops.quantized_linear import quantized_linear
 from compiler.quantization.packing import pack_codes, pack_zero_points
 from compiler.quantization.scales import Grid
 
+CONVOLUTIONS = {1: functional.conv1d, 2: functional.conv2d, 3: functional.conv3d}
 SMALLEST_MAGNITUDE = 1e-6
 """Rows below it are taken as zeros."""
 
@@ -79,6 +85,29 @@ class BlockQuantizedLinear(nn.Module):
         y: Tensor = quantized_linear(
             x, self.weight, self.scales, self.zero_points, self.bias, self.bits, self.block_size
         )
+        return y
+
+
+class QuantizedConvolution(nn.Module):
+    """int8 weights with a scale for each output channel, dequantized on the way into a float convolution."""
+
+    weight: Tensor
+    scales: Tensor
+    bias: Tensor | None
+
+    def __init__(self, codes: Tensor, grid: Grid, bias: Tensor | None, settings: Mapping[str, Any]) -> None:
+        """codes [out, in, *kernel] on a symmetric 8-bit grid with scale [out, 1]; settings as the site binds them."""
+        super().__init__()
+        self.register_buffer("weight", codes.to(torch.int8).contiguous())
+        self.register_buffer("scales", grid.scale.flatten().float().contiguous())
+        self.register_buffer("bias", None if bias is None else bias.detach().clone())
+        self.convolve: Any = CONVOLUTIONS[settings["dims"]]
+        self.settings = {name: settings[name] for name in ("stride", "padding", "dilation", "groups")}
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [batch, channels, *spatial] to [batch, out_channels, *spatial]."""
+        weight = dequantize_linear(self.weight, self.scales, None, "int8", 0, 0)
+        y: Tensor = self.convolve(x, weight.to(x.dtype), self.bias, **self.settings)
         return y
 
 

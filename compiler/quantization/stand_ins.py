@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from compiler.quantization.compensation import compensated_codes
 from compiler.quantization.modules import (
     BlockQuantizedLinear,
     DynamicQuantizedLinear,
+    QuantizedConvolution,
     QuantizedEmbedding,
     RowScaledLinear,
 )
@@ -79,6 +81,15 @@ def block_linear(
         codes[:, :in_features] = better
         codes = codes.reshape(len(codes), -1, block_size)
     return BlockQuantizedLinear(codes, grid, layer.bias, bits, zero_points=bits == 4)
+
+
+def int8_convolution(
+    weight: Tensor, bias: Tensor | None, settings: Mapping[str, Any], clip: Clip
+) -> QuantizedConvolution:
+    """Weight-only int8 with a scale for each output channel; weight [out, in, *kernel]."""
+    rows = weight.detach().float().flatten(1)
+    grid = symmetric_grid(rows, 8, clip)
+    return QuantizedConvolution(grid.codes(rows).reshape(weight.shape), grid, bias, settings)
 
 
 def quantized_table(table: Tensor, bits: int, clip: Clip, dtype: torch.dtype) -> QuantizedEmbedding:

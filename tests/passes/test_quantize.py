@@ -218,7 +218,7 @@ def spoil(program: Program) -> None:
     ("module", "options", "site", "reason"),
     [
         (Tied, {}, "table", "its weight table.weight is shared with linear"),
-        (Convolution, {}, "convolution", "convolutions are not quantized yet"),
+        (Convolution, {"skip": ("conv*",)}, "convolution", "skip=conv* leaves it out"),
         (Convolution, {}, "table", "400 weights are too few to be worth it"),
         (Odd, {}, "table", "a row does not pack: 45 codes of 6 bits do not fill whole bytes"),
         (Small, {"sites": ("first",)}, "second", "sites=first leaves it out"),
@@ -236,6 +236,27 @@ def test_refusals(module: type[nn.Module], options: dict[str, Any], site: str, r
     _, result = apply_graft(Quantize(**options), one, (), context)
     found = {refusal.name: refusal.reason for refusal in result.refusals}
     assert found[site] == reason
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [
+        (nn.Conv1d(8, 64, 3, padding="same", bias=False), (2, 8, 20)),
+        (nn.Conv2d(8, 32, 3, stride=2, padding=1, groups=2, dilation=(1, 2)), (2, 8, 12, 14)),
+        (nn.Conv3d(4, 16, (3, 2, 3), padding=(1, 0, 1)), (2, 4, 6, 6, 6)),
+    ],
+    ids=["1d", "2d", "3d"],
+)
+def test_a_convolution_has_int8_weights_with_a_scale_a_channel(layer: nn.Module, shape: tuple[int, ...]) -> None:
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    program = captured(nn.Sequential(layer).eval(), x=x)
+    after, result = apply_graft(Quantize(clip="none"), program, (), context_of(program))
+    assert result.changed == ("0",)
+    weight = layer.weight.detach()
+    scale = weight.flatten(1).abs().amax(1).reshape(-1, *[1] * (weight.dim() - 1)) / 127
+    layer.weight.data = torch.round(weight / scale) * scale
+    torch.testing.assert_close(after.run(x)[0], layer(x), rtol=1e-5, atol=1e-5)
+    assert after.weights()["0.quantize.weight"].dtype == torch.int8
 
 
 def test_four_bit_weights_with_quantized_activations_are_an_error() -> None:
