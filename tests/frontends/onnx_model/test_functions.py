@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
+import onnx
 import pytest
 import torch
 
+from compiler.compile_model import compile_model
 from compiler.errors import CompilerError
-from tests.frontends.onnx_model.in_runtime import read, require_same
+from compiler.recipe import Recipe, parse_passes
+from compiler.runtime.verify import verify
+from tests.frontends.onnx_model.in_runtime import parsed, read, require_same
 
 FUNCTIONS = '<ir_version: 9, opset_import: ["": 17, "local": 1]>\n'
 ROWS = [{"x": np.random.default_rng(n).standard_normal((n, 3)).astype(np.float32)} for n in (1, 4)]
@@ -63,3 +69,19 @@ def test_outputs_that_branches_read_stay_outputs() -> None:
                    else_branch = e () => (float[batch,3] b) { b = Neg(h) }>
     }"""
     require_same(text, read(text), *({**feed, "c": np.array(c)} for feed in ROWS for c in (True, False)))
+
+
+@pytest.mark.parametrize("backend", ["onnx_runtime", "eager"])
+def test_artifacts_without_inputs_and_with_branches(backend: str, tmp_path: Path) -> None:
+    models = {
+        "constant": "m () => (float[3] y) { a = Constant<value_floats = [1.0, 2.0, 3.0]>() y = Neg(a) }",
+        "branches": """m (bool c, float[batch,3] x) => (float[batch,3] y) <float[3] w = {1, 2, 3}> {
+            y = If(c) <then_branch = t () => (float[batch,3] a) { a = Mul(x, w) },
+                       else_branch = e () => (float[batch,3] b) { b = Neg(x) }>
+        }""",
+    }
+    for name, text in models.items():
+        onnx.save(parsed(text), tmp_path / f"{name}.onnx")
+        recipe = Recipe(str(tmp_path / f"{name}.onnx"), parse_passes("canonicalize"), backend=backend)
+        compile_model(recipe, tmp_path / name)
+        assert verify(tmp_path / name).passed
