@@ -11,7 +11,9 @@ from lowered_program import LoweredProgram, captured
 from torch import Tensor, nn
 
 import compiler.ops.attention
+import compiler.ops.causal_conv
 import compiler.ops.dynamic_quantized_linear
+import compiler.ops.linear_attention
 import compiler.ops.quantized_embedding
 import compiler.ops.quantized_linear
 import compiler.ops.rms_norm  # noqa: F401
@@ -150,6 +152,30 @@ def test_rms_norm(tmp_path: Path) -> None:
     module = _WithTensors(lambda x, weight: ops.rms_norm(x, weight, 1e-6), weight=torch.rand(16))
     lowered = LoweredProgram(captured(module, x=torch.randn(2, 5, 16)), tmp_path)
     assert lowered.largest_error(torch.randn(3, 5, 16)) < 1e-6
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_linear_attention(dtype: torch.dtype, tmp_path: Path) -> None:
+    def attend(x: Tensor) -> Tensor:
+        decay, beta, past = -x[..., :2].abs(), x[..., 2:4].sigmoid(), torch.ones(x.shape[0], 2, 3, 6)
+        given = [one.to(dtype) for one in (x, 0.3 * x[..., :6], x, decay, beta)]
+        output, state = ops.linear_attention(*given[:3], past, *given[3:], 4, 2, "gated_delta", 0.0)
+        return output.float().sum(1) + state.sum((1, 2)).repeat(1, 4)
+
+    lowered = LoweredProgram(captured(_WithTensors(attend), x=torch.randn(2, 5, 12)), tmp_path)
+    assert lowered.lowered.kernels["LinearAttention"] == 1
+    assert lowered.largest_error(torch.randn(3, 5, 12)) < (1e-4 if dtype == torch.float32 else 0.1)
+
+
+def test_causal_conv(tmp_path: Path) -> None:
+    def convolve(x: Tensor, weight: Tensor) -> Tensor:
+        output, state = ops.causal_conv(x, weight, None, x[..., :2], "silu")
+        return output + state.sum(-1, keepdim=True)
+
+    module = _WithTensors(convolve, weight=torch.randn(4, 1, 3))
+    lowered = LoweredProgram(captured(module, x=torch.randn(2, 4, 6)), tmp_path)
+    assert lowered.lowered.kernels["CausalConvWithState"] == 1
+    assert lowered.largest_error(torch.randn(3, 4, 6)) < 1e-5
 
 
 def test_a_simulated_product_is_refused() -> None:
