@@ -12,6 +12,7 @@ from torch import fx
 from compiler.backends.onnx_runtime.graph_writer import GraphWriter
 from compiler.backends.onnx_runtime.translations import translates
 from compiler.backends.onnx_runtime.translations.elementwise import result_type
+from compiler.backends.onnx_runtime.translations.served_types import in_served_type
 from compiler.errors import CompilerError
 
 EINSUM_TYPES = (torch.float32, torch.float64, torch.int32, torch.int64)
@@ -20,10 +21,10 @@ EINSUM_TYPES = (torch.float32, torch.float64, torch.int32, torch.int64)
 
 @translates("aten.einsum.default")
 def einsum(w: GraphWriter, node: fx.Node, equation: str, tensors: Sequence[fx.Node], *rest: Any) -> ir.Value:
-    dtype = result_type(node)
-    computed = dtype if dtype in EINSUM_TYPES else torch.float32 if dtype.is_floating_point else torch.int64
-    value = w.emit("Einsum", *(w.tensor(one, computed) for one in tensors), equation=equation)
-    return value if computed == dtype else w.cast(value, dtype)
+    def emit(computed: torch.dtype) -> ir.Value:
+        return w.emit("Einsum", *(w.tensor(one, computed) for one in tensors), equation=equation)
+
+    return in_served_type(w, result_type(node), EINSUM_TYPES, emit)
 
 
 @translates("aten.linalg_det.default")

@@ -12,6 +12,7 @@ from torch import fx
 from compiler.backends.onnx_runtime.graph_writer import GraphWriter, known_size
 from compiler.backends.onnx_runtime.translations import translates
 from compiler.backends.onnx_runtime.translations.elementwise import result_type
+from compiler.backends.onnx_runtime.translations.served_types import in_served_type, served_type
 from compiler.backends.onnx_runtime.translations.shapes import shape_of, sliced, transposed
 
 CUM_SUM_TYPES = (torch.float32, torch.float64, torch.int32, torch.int64)
@@ -20,11 +21,10 @@ CUM_SUM_TYPES = (torch.float32, torch.float64, torch.int32, torch.int64)
 
 @translates("aten.cumsum.default")
 def cumsum(w: GraphWriter, node: fx.Node, x: fx.Node, dim: int, *rest: Any) -> ir.Value:
-    dtype, axis = result_type(node), w.constant(dim, np.int64)
-    if dtype in CUM_SUM_TYPES:
-        return w.emit("CumSum", w.tensor(x, dtype), axis)
-    wider = torch.float32 if dtype.is_floating_point else torch.int64
-    return w.cast(w.emit("CumSum", w.tensor(x, wider), axis), dtype)
+    axis = w.constant(dim, np.int64)
+    return in_served_type(
+        w, result_type(node), CUM_SUM_TYPES, lambda computed: w.emit("CumSum", w.tensor(x, computed), axis)
+    )
 
 
 @translates("aten.cumprod.default")
@@ -38,7 +38,7 @@ def cumprod(w: GraphWriter, node: fx.Node, x: fx.Node, dim: int, *rest: Any) -> 
         return w.tensor(x, dtype)
     dim %= len(shape)
     length = known_size(shape[dim])
-    computed = dtype if dtype in CUM_SUM_TYPES else torch.float32 if dtype.is_floating_point else torch.int64
+    computed = served_type(dtype, CUM_SUM_TYPES)
     value, one = w.tensor(x, computed), w.tensor(1, computed)
     if length is None:
         value = _products_of_rows(w, value, one, dim, w.dim_of(node, dim), len(shape))

@@ -12,6 +12,7 @@ from torch import fx
 
 from compiler.backends.onnx_runtime.graph_writer import GraphWriter, known_size
 from compiler.backends.onnx_runtime.translations import translates
+from compiler.backends.onnx_runtime.translations.served_types import in_served_type
 from compiler.backends.onnx_runtime.translations.shapes import expanded, reshaped, shape_of, transposed
 from compiler.errors import CompilerError
 
@@ -43,9 +44,13 @@ def scatter_value(w: GraphWriter, node: fx.Node, x: fx.Node, dim: int, indices: 
     return w.emit("ScatterElements", w.value(x), w.value(indices), source, axis=dim)
 
 
+REDUCED_TYPES = (torch.float32, torch.float64, torch.int32, torch.int64, torch.int8, torch.uint8)
+"""What ONNX Runtime's scatters reduce."""
+
+
 @translates("aten.scatter_add.default")
 def scatter_add(w: GraphWriter, node: fx.Node, x: fx.Node, dim: int, indices: fx.Node, source: fx.Node) -> ir.Value:
-    return w.emit("ScatterElements", w.value(x), w.value(indices), w.value(source), axis=dim, reduction="add")
+    return _scattered(w, node, x, dim, indices, source, "add")
 
 
 @translates("aten.scatter_reduce.two")
@@ -56,7 +61,17 @@ def scatter_reduce(
     if reduction is None or not include:
         problem = f"scatter_reduce by {how}" + ("" if include else " without the values that stand there")
         raise CompilerError("lowering to ONNX", problem, "Use sum, prod, amax or amin of all values.", node.name)
-    return w.emit("ScatterElements", w.value(x), w.value(indices), w.value(source), axis=dim, reduction=reduction)
+    return _scattered(w, node, x, dim, indices, source, reduction)
+
+
+def _scattered(
+    w: GraphWriter, node: fx.Node, x: fx.Node, dim: int, indices: fx.Node, source: fx.Node, reduction: str
+) -> ir.Value:
+    def emit(computed: torch.dtype) -> ir.Value:
+        data, updates = w.tensor(x, computed), w.tensor(source, computed)
+        return w.emit("ScatterElements", data, w.value(indices), updates, axis=dim, reduction=reduction)
+
+    return in_served_type(w, node.meta["val"].dtype, REDUCED_TYPES, emit)
 
 
 @translates("aten.index.Tensor")

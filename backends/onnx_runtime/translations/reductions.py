@@ -13,6 +13,7 @@ from torch import fx
 from compiler.backends.onnx_runtime.graph_writer import GraphWriter
 from compiler.backends.onnx_runtime.translations import translates
 from compiler.backends.onnx_runtime.translations.elementwise import result_type
+from compiler.backends.onnx_runtime.translations.served_types import served_type
 
 
 def _axes(w: GraphWriter, dims: Any) -> ir.Value | None:
@@ -95,12 +96,14 @@ def log_softmax(w: GraphWriter, node: fx.Node, x: fx.Node, dim: int, *rest: Any)
     return w.emit("LogSoftmax", w.tensor(x, result_type(node)), axis=dim)
 
 
+ARGUMENT_TYPES = (torch.float32, torch.float64, torch.float16, torch.int32, torch.int64, torch.int8, torch.uint8)
+"""What ONNX Runtime has kernels for."""
+
+
 def _argument(op: str, name: str) -> None:
     @translates(name)
     def translate(w: GraphWriter, node: fx.Node, x: fx.Node, dim: int | None, keepdim: bool) -> ir.Value:
-        operand = w.value(x)
-        if operand.dtype == ir.DataType.BOOL:
-            operand = w.cast(operand, torch.int32)
+        operand = w.tensor(x, served_type(result_type(x), ARGUMENT_TYPES))
         if dim is None:
             operand, dim = w.emit("Reshape", operand, w.constant([-1], np.int64)), 0
         return w.emit(op, operand, axis=dim, keepdims=int(keepdim))

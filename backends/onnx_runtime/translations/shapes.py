@@ -16,7 +16,12 @@ from torch import fx
 
 from compiler.backends.onnx_runtime.graph_writer import GraphWriter, known_size, same_size
 from compiler.backends.onnx_runtime.translations import translates
+from compiler.backends.onnx_runtime.translations.served_types import in_served_type
 from compiler.errors import CompilerError
+
+TRILU_TYPES = (torch.float32, torch.float64, torch.float16, torch.int32, torch.int64, torch.bool)
+PAD_TYPES = (*TRILU_TYPES, torch.int8, torch.uint8, torch.uint32, torch.uint64)
+"""What ONNX Runtime has kernels for."""
 
 
 def shape_of(node: fx.Node) -> list[Any]:
@@ -227,8 +232,12 @@ def pad(w: GraphWriter, node: fx.Node, x: fx.Node, widths: Sequence[Any], *rest:
     for index in range(len(widths) // 2):
         starts[rank - 1 - index], ends[rank - 1 - index] = widths[2 * index], widths[2 * index + 1]
     onnx_mode = {"constant": "constant", "reflect": "reflect", "replicate": "edge", "circular": "wrap"}[mode]
-    value = w.tensor(fill or 0, node.meta["val"].dtype) if onnx_mode == "constant" else None
-    return w.emit("Pad", w.value(x), w.sizes([*starts, *ends]), value, mode=onnx_mode)
+
+    def emit(computed: torch.dtype) -> ir.Value:
+        value = w.tensor(fill or 0, computed) if onnx_mode == "constant" else None
+        return w.emit("Pad", w.tensor(x, computed), w.sizes([*starts, *ends]), value, mode=onnx_mode)
+
+    return in_served_type(w, node.meta["val"].dtype, PAD_TYPES, emit)
 
 
 @translates("aten.tril.default")
@@ -242,7 +251,11 @@ def triu(w: GraphWriter, node: fx.Node, x: fx.Node, diagonal: int) -> ir.Value:
 
 
 def _triangle(w: GraphWriter, node: fx.Node, x: fx.Node, diagonal: int, upper: int) -> ir.Value:
-    return w.emit("Trilu", w.value(x), w.constant(diagonal, np.int64), upper=upper)
+    place = w.constant(diagonal, np.int64)
+    dtype = node.meta["val"].dtype
+    return in_served_type(
+        w, dtype, TRILU_TYPES, lambda computed: w.emit("Trilu", w.tensor(x, computed), place, upper=upper)
+    )
 
 
 @translates("aten.diff.default")

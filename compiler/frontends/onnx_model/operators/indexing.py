@@ -26,9 +26,14 @@ def gather(data: Value, indices: Value, *, axis: int = 0, node: NodeContext) -> 
         return source.select(axis, indices.sizes()[0])
     places = node.tensor(indices)
     is_table = isinstance(data, Known) and source.dim() == 2 and source.is_floating_point()
-    if is_table and axis == 0 and not isinstance(indices, Known):
+    if is_table and axis == 0 and not (isinstance(indices, Known) and _counts_from_the_end(indices)):
         return F.embedding(places, source)
     return _taken(source, axis, places)
+
+
+def _counts_from_the_end(indices: Known) -> bool:
+    """Whether known indices are negative, or may be."""
+    return not indices.is_plain or any(item < 0 for item in indices.items())
 
 
 def _taken(source: Tensor, axis: int, places: Tensor) -> Tensor:
@@ -45,7 +50,7 @@ def gather_elements(data: Tensor, indices: Value, *, axis: int = 0, node: NodeCo
 def within(indices: Value, size: Any, node: NodeContext) -> Tensor:
     """Indices as int64 from 0: those below 0 count from the end."""
     places = node.tensor(indices).long()
-    if isinstance(indices, Known) and indices.is_plain and all(item >= 0 for item in indices.items()):
+    if isinstance(indices, Known) and not _counts_from_the_end(indices):
         return places
     return places.remainder(size)
 

@@ -68,7 +68,7 @@ def _sliced(
     for axis, start, end, step in zip(axes, starts, ends, steps, strict=True):
         if step < 0:
             start, end, step = *_seen_backwards(data.shape[axis], start, end), -step
-            data = data.flip(axis)
+            data = moved(lambda one, dim=axis: one.flip(dim), data)
         data = torch.ops.aten.slice.Tensor(data, axis, start, end, step)
     return data
 

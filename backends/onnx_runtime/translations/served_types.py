@@ -1,0 +1,28 @@
+"""Dtypes that an ONNX Runtime kernel lacks are computed in a wider one that it has, between two casts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+
+import onnx_ir as ir
+import torch
+
+from compiler.backends.onnx_runtime.graph_writer import GraphWriter
+
+
+def served_type(dtype: torch.dtype, served: Collection[torch.dtype]) -> torch.dtype:
+    """`dtype` itself where it is one of `served`, otherwise float32 or an integer type that holds its numbers."""
+    if dtype in served:
+        return dtype
+    if dtype.is_floating_point:
+        return torch.float32
+    return torch.int64 if torch.int32 not in served or dtype in (torch.uint32, torch.uint64) else torch.int32
+
+
+def in_served_type(
+    w: GraphWriter, dtype: torch.dtype, served: Collection[torch.dtype], emit: Callable[[torch.dtype], ir.Value]
+) -> ir.Value:
+    """What `emit` gives when it takes its operands in the served type, cast back to `dtype`."""
+    computed = served_type(dtype, served)
+    value = emit(computed)
+    return value if computed == dtype else w.cast(value, dtype)
