@@ -100,12 +100,18 @@ def load_dataset(given: str | None, program: Program, seed: int = 0) -> Dataset:
     return _split(path.name, samples[:SAMPLE_LIMIT], program, shipped=False)
 
 
-def example_batch(
-    specs: Sequence[TensorSpec], sizes: dict[str, int], seed: int, limits: dict[str, int] | None = None
-) -> Batch:
-    """Random inputs of the given sizes of symbolic dims: normal floats, integers below `limits`, masks of ones."""
+def example_batch(program: Program, sizes: dict[str, int], seed: int, limits: dict[str, int] | None = None) -> Batch:
+    """Random inputs of the given sizes of symbolic dims: normal floats, integers below `limits`, masks of ones.
+
+    Single integers, such as a sample rate, choose what a model does: they stay what they are in the example inputs.
+    """
     generator = torch.Generator().manual_seed(seed)
-    return tuple(_random_input(spec, sizes, generator, limits or {}) for spec in specs)
+    return tuple(
+        example
+        if not spec.shape and not example.is_floating_point()
+        else _random_input(spec, sizes, generator, limits or {})
+        for spec, example in zip(program.inputs, program.example_inputs, strict=True)
+    )
 
 
 def _shipped(program: Program, seed: int) -> Dataset:
@@ -116,7 +122,7 @@ def _shipped(program: Program, seed: int) -> Dataset:
     batches = []
     for index in range(2 * RANDOM_BATCH_COUNT):
         sizes = {d.name: d.range.nearest(max(d.minimum, 2 + index % 3)) for d in program.dimensions.values()}
-        batches.append(example_batch(program.inputs, sizes, seed + 1 + index, limits))
+        batches.append(example_batch(program, sizes, seed + 1 + index, limits))
     usable = [batch for batch in batches if _runs(program, batch)] or [program.example_inputs]
     return Dataset("random inputs", tuple(usable[::2]), tuple(usable[1::2]), True, _mask_index(program))
 

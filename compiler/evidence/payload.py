@@ -66,7 +66,7 @@ def typical_batch(program: Program, data: Dataset) -> Batch:
         for dim, size in zip(spec.shape, tensor.shape, strict=True):
             if not isinstance(dim, int):
                 sizes[dim.name] = dim.range.nearest(TYPICAL_SIZES.get(dim.name, size))
-    batch = example_batch(program.inputs, sizes, seed=0)
+    batch = example_batch(program, sizes, seed=0)
     try:
         program.run(*batch)
     except (RuntimeError, ValueError, IndexError):  # sizes that the model relates in a way the specs do not say

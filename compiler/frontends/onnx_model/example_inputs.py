@@ -133,4 +133,20 @@ def _example(
         raise CompilerError(doing, f"input {value.name!r} is {value.type}: {error}", hint) from error
     if dtype.is_floating_point:
         return torch.randn(sizes, generator=generator).to(dtype)
+    compared = _compared_with(value)
+    if not sizes and compared is not None:
+        return torch.tensor(compared, dtype=dtype)
     return torch.randint(0, 2, sizes, generator=generator).to(dtype)
+
+
+def _compared_with(value: ir.Value) -> int | None:
+    """The number that an input is first compared with, as a sample rate is: a value that means something."""
+    for node in value.consumers():
+        for given in node.inputs if node.op_type == "Equal" else ():
+            stored = None if given is None else given.const_value
+            producer = None if given is None else given.producer()
+            if producer is not None and producer.op_type == "Constant" and "value" in producer.attributes:
+                stored = producer.attributes["value"].as_tensor()
+            if stored is not None and stored.size == 1:
+                return int(stored.numpy().reshape(()))
+    return None
