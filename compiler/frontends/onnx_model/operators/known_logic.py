@@ -24,6 +24,6 @@ def _connective(function: Callable[[Any, Any], Any]) -> Callable[[Known, Known],
 for _name, _function in {
     "And": lambda left, right: left & right,
     "Or": lambda left, right: left | right,
-    "Xor": lambda left, right: (left | right) & torch.sym_not(left & right),
+    "Xor": lambda left, right: (left | right) & torch.sym_not(left & right),  # type: ignore[no-untyped-call]
 }.items():
     known_operator(_name)(_connective(_function))
