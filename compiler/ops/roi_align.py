@@ -89,9 +89,9 @@ def _present(indices: Tensor, counts: Tensor) -> Tensor:
 
 
 @torch.library.custom_op("regraft::roi_align", mutates_args=(), schema=SCHEMA)
-def roi_align(x: Tensor, *rest: Any) -> Tensor:
+def roi_align(*inputs: Any) -> Tensor:
     """Region pooling as the module's docstring defines it."""
-    return roi_align_reference(x, *rest).contiguous()
+    return roi_align_reference(*inputs).contiguous()
 
 
 @roi_align.register_fake
@@ -108,7 +108,7 @@ def _backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
     """Differentiates the definition with respect to x and rois."""
     x, rois, batch_indices = ctx.saved_tensors
     with torch.enable_grad():
-        leaves = [x.detach().requires_grad_(), rois.detach().requires_grad_()]
+        leaves = x.detach().requires_grad_(), rois.detach().requires_grad_()
         output = roi_align_reference(*leaves, batch_indices, *ctx.settings)
     return (*torch.autograd.grad(output, leaves, gradient), None, *[None] * len(ctx.settings))
 

@@ -21,7 +21,7 @@ PADDINGS = ("zeros", "border", "reflection")
 def grid_sampler(
     w: GraphWriter, node: fx.Node, x: fx.Node, grid: fx.Node, mode: int, padding: int, corners: bool
 ) -> ir.Value:
-    attributes = {"mode": MODES[mode], "padding_mode": PADDINGS[padding], "align_corners": int(corners)}
+    attributes: dict[str, Any] = {"mode": MODES[mode], "padding_mode": PADDINGS[padding], "align_corners": int(corners)}
     return w.emit("GridSample", w.value(x), w.value(grid), **attributes)
 
 
@@ -35,7 +35,7 @@ def col2im(
     w: GraphWriter, node: fx.Node, x: fx.Node, size: Any, block: Any, dilation: Any, padding: Any, stride: Any
 ) -> ir.Value:
     shapes = w.sizes(list(size)), w.constant(list(block), np.int64)
-    attributes = {"dilations": list(dilation), "pads": [*padding, *padding], "strides": list(stride)}
+    attributes: dict[str, Any] = {"dilations": list(dilation), "pads": [*padding, *padding], "strides": list(stride)}
     return w.emit("Col2Im", w.value(x), *shapes, **attributes)
 
 

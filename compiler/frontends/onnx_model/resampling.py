@@ -16,10 +16,12 @@ import torch
 from torch import Tensor
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
-from compiler.frontends.onnx_model.known import Size
+from compiler.frontends.onnx_model.windows import larger
 
 Array = Any
 """A numpy array or a tensor."""
+Count = Any
+"""A size: an int, or a SymInt, which torch's stubs leave out."""
 LARGEST_DENOMINATOR = 1000
 SAFE_FACTOR = 16
 """Up to which float32's 1/n is never so low that n * (1/n) falls below 1."""
@@ -30,8 +32,8 @@ class Axis:
     """One axis that is resized. `scale` is None where sizes are stated instead; `region` is tf_crop_and_resize's."""
 
     dim: int
-    before: Size
-    after: Size
+    before: Count
+    after: Count
     scale: float | None
     region: tuple[float, float] = (0.0, 1.0)
 
@@ -51,7 +53,7 @@ class Axis:
         """The scale, where it is known."""
         if self.scale is not None or not self.is_known:
             return self.scale
-        return self.after / self.before
+        return float(self.after / self.before)
 
     @property
     def width(self) -> Any:
@@ -59,7 +61,7 @@ class Axis:
         return self.after if self.scale is None or not self.is_known else self.scale * self.before
 
 
-def scaled_size(size: Size, scale: float) -> Size:
+def scaled_size(size: Count, scale: float) -> Count:
     """size * scale rounded down; a scale that a simple fraction stands behind is that fraction."""
     simple = Fraction(scale).limit_denominator(LARGEST_DENOMINATOR)
     exact = simple if np.float32(float(simple)) == np.float32(scale) else Fraction(scale)
@@ -91,8 +93,8 @@ def positions(axis: Axis, transformation: str) -> Array:
     raise ValueError(f"coordinate transformation {transformation!r} is not known")
 
 
-def _at_least_one(width: Any) -> Any:
-    return torch.sym_max(width, 1) if isinstance(width, torch.SymInt) else width
+def _at_least_one(width: Count) -> Count:
+    return larger(width, 1) if isinstance(width, torch.SymInt) else width
 
 
 def _unscaled(axis: Axis, steps: Array) -> Array:
@@ -101,7 +103,7 @@ def _unscaled(axis: Axis, steps: Array) -> Array:
     return steps * axis.before / axis.after if not axis.is_known else steps / (axis.after / axis.before)
 
 
-def nearest_indices(places: Array, size: Size, rounding: str) -> Array:
+def nearest_indices(places: Array, size: Count, rounding: str) -> Array:
     """The index of the number nearest to each position. Raises ValueError for an unknown rounding."""
     library: Any = torch if isinstance(places, Tensor) else np
     rules: dict[str, Callable[[], Array]] = {
@@ -115,7 +117,7 @@ def nearest_indices(places: Array, size: Size, rounding: str) -> Array:
     return _clipped(rules[rounding](), 0, size - 1)
 
 
-def _clipped(array: Array, low: Size, high: Size) -> Array:
+def _clipped(array: Array, low: Count, high: Count) -> Array:
     return array.clamp(low, high) if isinstance(array, Tensor) else array.clip(low, high)
 
 

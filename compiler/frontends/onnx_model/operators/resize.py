@@ -23,7 +23,7 @@ from compiler.frontends.onnx_model.resampling import (
 
 MODES = ("nearest", "linear", "cubic")
 ATEN_CUBIC = -0.75
-BEFORE_11 = {"transformation": "asymmetric", "nearest_mode": "floor"}
+BEFORE_11 = "asymmetric", "floor"
 
 
 @operator("Upsample")
@@ -32,13 +32,13 @@ def upsample_by_attributes(
     scales: list[float] | None = None,
 ) -> Tensor:  # fmt: skip
     stated = scales or [1.0] * (x.dim() - 2) + [height_scale, width_scale]
-    return _resized(x, _axes_scaled(x, range(x.dim()), stated), _mode(mode), **BEFORE_11)
+    return _resized(x, _axes_scaled(x, range(x.dim()), stated), _mode(mode), *BEFORE_11)
 
 
 @operator("Upsample", since=9)
 @operator("Resize", since=10)
 def resize_by_scales(x: Tensor, scales: Known, *, mode: str = "nearest") -> Tensor:
-    return _resized(x, _axes_scaled(x, range(x.dim()), scales.items()), _mode(mode), **BEFORE_11)
+    return _resized(x, _axes_scaled(x, range(x.dim()), scales.items()), _mode(mode), *BEFORE_11)
 
 
 @operator("Resize", since=11)
@@ -178,25 +178,29 @@ def _by_aten(
     spatial = x.dim() - 2
     if spatial not in (1, 2, 3) or any(axis.dim < 2 for axis in axes) or not x.is_floating_point():
         return None
+    stated_scales = [axis for axis in axes if axis.is_known and axis.scale is not None]
+    if any(axis.after != scaled_size(axis.before, axis.scale or 1.0) for axis in stated_scales):
+        return None
     by_dim = {axis.dim: axis for axis in axes}
     sizes = [by_dim[dim].after if dim in by_dim else x.shape[dim] for dim in range(2, x.dim())]
     stated = [by_dim[dim].scale if dim in by_dim else 1.0 for dim in range(2, x.dim())]
     scales = stated if None not in stated else [None] * spatial
-    aten = torch.ops.aten
+    aten: Any = torch.ops.aten
+    result: Tensor
     if mode == "nearest":
         if not all(is_atens_nearest(axis, transformation, nearest_mode) for axis in axes):
             return None
         nearest: Any = (aten.upsample_nearest1d, aten.upsample_nearest2d, aten.upsample_nearest3d)[spatial - 1]
-        return nearest(x, sizes, *scales)
+        result = nearest(x, sizes, *scales)
+        return result
     corners = transformation == "align_corners"
     if not all(_is_atens_position(axis, transformation) for axis in axes):
         return None
-    if mode == "cubic":
-        return (
-            aten.upsample_bicubic2d(x, sizes, corners, *scales) if spatial == 2 and coefficient == ATEN_CUBIC else None
-        )
-    linear: Any = (aten.upsample_linear1d, aten.upsample_bilinear2d, aten.upsample_trilinear3d)[spatial - 1]
-    return linear(x, sizes, corners, *scales)
+    if mode == "cubic" and (spatial != 2 or coefficient != ATEN_CUBIC):
+        return None
+    linear = (aten.upsample_linear1d, aten.upsample_bilinear2d, aten.upsample_trilinear3d)[spatial - 1]
+    result = (aten.upsample_bicubic2d if mode == "cubic" else linear)(x, sizes, corners, *scales)
+    return result
 
 
 def _is_atens_position(axis: Axis, transformation: str) -> bool:

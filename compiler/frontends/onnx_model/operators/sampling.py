@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from compiler.frontends.onnx_model.known import Known, Size
+from compiler.frontends.onnx_model.known import Known
 from compiler.frontends.onnx_model.node_context import NodeContext
 from compiler.frontends.onnx_model.operator_table import operator
+from compiler.frontends.onnx_model.windows import larger
 
 MODES = {"bilinear": 0, "linear": 0, "nearest": 1, "bicubic": 2, "cubic": 2}
 PADDINGS = {"zeros": 0, "border": 1, "reflection": 2}
 CUBIC = 2
+Count = Any
+"""A size: an int, or a SymInt, which torch's stubs leave out."""
 
 
 @operator("GridSample")
@@ -44,7 +48,7 @@ def center_crop_pad(x: Tensor, shape: Known, *, axes: list[int] | None = None) -
     return x
 
 
-def _centered(x: Tensor, dim: int, wanted: Size) -> Tensor:
+def _centered(x: Tensor, dim: int, wanted: Count) -> Tensor:
     """The middle of x along a dim, or x in the middle of zeros."""
     held = x.shape[dim]
     if not isinstance(held, int) or not isinstance(wanted, int):
@@ -56,10 +60,10 @@ def _centered(x: Tensor, dim: int, wanted: Size) -> Tensor:
     return torch.constant_pad_nd(x, widths, 0)
 
 
-def _centered_symbolically(x: Tensor, dim: int, wanted: Size) -> Tensor:
+def _centered_symbolically(x: Tensor, dim: int, wanted: Count) -> Tensor:
     """The same where it is not known which of the two sizes is larger: a lookup, with zeros beyond the ends."""
     held = x.shape[dim]
-    crop, pad = torch.sym_max(held - wanted, 0) // 2, torch.sym_max(wanted - held, 0) // 2
+    crop, pad = larger(held - wanted, 0) // 2, larger(wanted - held, 0) // 2
     places = torch.arange(wanted) + (crop - pad)
     picked = x.index_select(dim, places.clamp(0, held - 1))
     outside = (places < 0) | (places >= held)

@@ -10,9 +10,13 @@ import torch
 from torch import Tensor
 
 from compiler.frontends.onnx_model.element_types import dtype_of
-from compiler.frontends.onnx_model.known import Known, Size
+from compiler.frontends.onnx_model.known import Known
 from compiler.frontends.onnx_model.node_context import NodeContext
 from compiler.frontends.onnx_model.operator_table import operator
+from compiler.frontends.onnx_model.windows import larger
+
+Count = Any
+"""A size: an int, or a SymInt, which torch's stubs leave out."""
 
 
 @operator("DFT", since=17)
@@ -48,28 +52,29 @@ def _transformed(x: Tensor, dft_length: Known | None, axis: int, inverse: bool, 
     return torch.unflatten(result, -1, (-1, 1 if real_result else 2)).movedim(-2, axis)
 
 
-def _angles(rows: Size, columns: Size, length: Size) -> Tensor:
+def _angles(rows: Count, columns: Count, length: Count) -> Tensor:
     """2 pi row column / length as float64 [rows, columns], reduced to one turn while the numbers are whole."""
     turns = torch.arange(rows).unsqueeze(1) * torch.arange(columns) % length
-    return turns.to(torch.float64) * (2 * math.pi) / length
+    return torch.div(turns.to(torch.float64) * (2 * math.pi), length)
 
 
-def _fourier(held: Size, length: Size, bins: Size, parts: int, sign: int) -> Tensor:
+def _fourier(held: Count, length: Count, bins: Count, parts: int, sign: int) -> Tensor:
     """[held * parts, bins * 2]: products with it are the transform of `held` numbers, cut or filled up to `length`."""
     angles = _angles(held, bins, length)
     real, imaginary = torch.cos(angles), sign * torch.sin(angles)
-    inside = (torch.arange(held) < length).to(torch.float64).view(-1, 1, 1, 1)
+    inside = torch.lt(torch.arange(held), length).to(torch.float64).view(-1, 1, 1, 1)
     columns = torch.stack([real, imaginary], -1).unsqueeze(1)  # [held, 1, bins, 2]
     if parts == 2:
         columns = torch.cat([columns, torch.stack([-imaginary, real], -1).unsqueeze(1)], 1)
     return (columns * inside).flatten(2).flatten(0, 1)
 
 
-def _real_inverse(held: Size, length: Size, parts: int) -> Tensor:
+def _real_inverse(held: Count, length: Count, parts: int) -> Tensor:
     """[held * parts, length]: from the bins up to the middle, each of which but the first and last stands for two."""
     angles, bins = _angles(held, length, length), torch.arange(held)
-    single = (bins == 0) | (bins * 2 == length)
-    weight = torch.where(single, 1.0, 2.0).to(torch.float64) * (bins * 2 <= length).to(torch.float64) / length
+    single = torch.eq(bins, 0) | torch.eq(bins * 2, length)
+    counted = torch.div(torch.le(bins * 2, length).to(torch.float64), length)
+    weight = torch.where(single, 1.0, 2.0).to(torch.float64) * counted
     columns = torch.stack([torch.cos(angles), -torch.sin(angles)][:parts], 1)  # [held, parts, length]
     return (columns * weight.view(-1, 1, 1)).flatten(0, 1)
 
@@ -110,9 +115,9 @@ def blackman_window(size: Known, *, output_datatype: int = 1, periodic: int = 1)
 
 def _cosine_window(size: Known, output_datatype: int, periodic: int, factors: list[float]) -> Tensor:
     """a0 - a1 cos(t) + a2 cos(2 t) - ... with t over one turn."""
-    count = size.sizes()[0]
+    count: Count = size.sizes()[0]
     steps = torch.arange(count, dtype=torch.float64)
-    turn = steps * (2 * math.pi) / (count if periodic else torch.sym_max(count - 1, 1))
+    turn = steps * (2 * math.pi) / (count if periodic else larger(count - 1, 1))
     value = torch.zeros_like(steps)
     for order, factor in enumerate(factors):
         value = value + (-1) ** order * factor * torch.cos(order * turn)
