@@ -200,3 +200,43 @@ def test_refusals(module: type[nn.Module], reason: str):
 
 def test_layers_without_an_activation_are_nothing():
     assert find_sites(canonical(nn.Sequential(nn.Linear(8, 12), nn.Linear(12, 8)), x=X), ("feed-forward",)) == []
+
+
+class Experts(nn.Module):
+    """Every token with a copy of the weights of its expert, as mixtures of experts are exported."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate_up = nn.Parameter(torch.randn(4, 24, 8))
+        self.down = nn.Parameter(torch.randn(4, 8, 12))
+
+    def forward(self, x: Tensor, experts: Tensor) -> Tensor:
+        hidden = torch.bmm(self.gate_up[experts], x.unsqueeze(-1)).squeeze(-1)
+        gate, up = hidden.chunk(2, dim=-1)
+        return torch.bmm(self.down[self.chosen(experts)], (F.silu(gate) * up).unsqueeze(-1)).squeeze(-1)
+
+    def chosen(self, experts: Tensor) -> Tensor:
+        return experts
+
+
+class OthersLast(Experts):
+    def chosen(self, experts: Tensor) -> Tensor:
+        return 3 - experts
+
+
+def routed() -> dict[str, Tensor]:
+    return {"x": torch.randn(6, 8), "experts": torch.tensor([0, 3, 1, 2, 3, 0])}
+
+
+def test_experts_whose_weights_are_gathered():
+    program = canonical(Experts(), **routed())
+    site = the_site(program, "feed-forward")
+    assert [node.name for node in site.inputs] == ["x", "experts"]
+    wanted = {"form": "experts", "activation": "silu", "expert_count": 4, "routed_by": "ids", "up": "gate_up"}
+    wanted |= {"gate_rows": (0, 12), "up_rows": (12, 24), "down": "down", "weight_transposed": False}
+    assert {key: site.bindings[key] for key in wanted} == wanted
+
+
+def test_experts_that_are_chosen_anew_for_the_last_layer_are_refused():
+    program = canonical(OthersLast(), **routed())
+    assert "grouped anew" in the_refusal(program, "feed-forward").reason

@@ -48,6 +48,13 @@ def test_names_and_dynamic_dims_are_kept(tmp_path: Path) -> None:
     ]
 
 
+def test_nodes_say_which_module_they_are_from(tmp_path: Path) -> None:
+    LoweredProgram(captured(_Tied(), input_ids=IDS), tmp_path)
+    (gather,) = (node for node in onnx.load(tmp_path / "model.onnx").graph.node if node.op_type == "Gather")
+    noted = {prop.key: prop.value for prop in gather.metadata_props}
+    assert noted == {"pkg.torch.onnx.name_scopes": f"['table', {gather.name!r}]"}
+
+
 def test_the_model_is_valid(tmp_path: Path) -> None:
     LoweredProgram(captured(_Tied(), input_ids=IDS), tmp_path)
     onnx.checker.check_model(str(tmp_path / "model.onnx"), full_check=True)
