@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from backend_cases import run_lowered
 from graph_comparison import TextGraph, assert_same_at
-from node_comparison import OneNode
+from node_comparison import Array, OneNode
 
 from compiler.errors import CompilerError
 from compiler.sites import find_sites
@@ -151,3 +153,23 @@ def test_unknown_reductions_and_modes_are_refused():
         OneNode("ScatterElements", [x, i, x], {"reduction": "mean"}, domain="", opset=18).program()
     with pytest.raises(CompilerError, match="mode 'spiral'"):
         OneNode("TensorScatter", [x, x], {"mode": "spiral"}, domain="", opset=24).program()
+
+
+@pytest.mark.parametrize(
+    ("op", "dtype", "others", "attributes"),
+    [
+        ("Trilu", np.int8, [], {}),
+        ("Pad", np.int16, [np.array([1, 0, 0, 1])], {}),
+        ("ArgMax", np.int16, [], {"axis": 1}),
+        ("ScatterElements", np.float16, [np.array([[0, 1]]), np.ones((1, 2), np.float16)], {"reduction": "add"}),
+        ("CumSum", np.float16, [np.array(1)], {}),
+        ("Einsum", np.float16, [], {"equation": "ij->ji"}),
+    ],
+)
+def test_dtypes_without_kernels_of_onnx_runtime(op: str, dtype: type, others: list[Array], attributes: dict[str, Any]):
+    x = np.arange(6).reshape(2, 3).astype(dtype)
+    stored = range(1, 1 + len(others))
+    program = OneNode(op, [x, *others], attributes, domain="", opset=21, stored=stored).program()
+    (ours,), (theirs,) = program.run(torch.from_numpy(x)), run_lowered(program, [torch.from_numpy(x)])
+    assert ours.dtype == theirs.dtype
+    assert torch.equal(ours, theirs)
