@@ -88,6 +88,22 @@ def packed_positions(x: Tensor) -> Tensor:
     return (sequence[rows, query] == sequence[rows, key]) & (count[rows, key] <= count[rows, query])
 
 
+def packed_positions_after_onnx(x: Tensor) -> Tensor:
+    """The same as operators of ONNX say it: steps from slices, lookups by indices that were stacked."""
+    count = torch.arange(x.shape[0])[None].repeat(1, 1)
+    longer = torch.cat([count[:, :1] - 1, count], -1)
+    is_step = torch.eq(longer[:, 1:] - longer[:, : x.shape[0]], 1)
+    sequence = torch.logical_not(is_step).to(torch.int64).cumsum(-1)
+    query, key = positions(x)
+
+    def look_up(table: Tensor, index: Tensor) -> Tensor:
+        stacked = torch.cat([torch.zeros_like(index)[..., None], index[..., None]], -1)
+        return table[stacked.unbind(-1)]
+
+    same = look_up(sequence, query) == look_up(sequence, key[None])
+    return same & (look_up(count, key[None]) <= look_up(count, query))
+
+
 @pytest.mark.parametrize(
     ("build", "mask"),
     [
@@ -102,6 +118,7 @@ def packed_positions(x: Tensor) -> Tensor:
         (two_additive, Mask(-2, 0)),
         (always, Mask()),
         (packed_positions, Mask(highest=0)),
+        (packed_positions_after_onnx, Mask(highest=0)),
         (lambda x: torch.zeros(x.shape[0], x.shape[0]), Mask()),
         (lambda x: torch.ones(x.shape[0], x.shape[0], dtype=torch.bool), Mask()),
     ],
