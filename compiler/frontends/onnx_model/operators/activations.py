@@ -34,7 +34,17 @@ def prelu_per_channel(x: Tensor, slope: Tensor) -> Tensor:
 @operator("PRelu", since=7)
 @in_int64
 def prelu(x: Tensor, slope: Tensor) -> Tensor:
+    """torch's own form takes a slope for all, or one for every channel; ONNX's broadcasts."""
+    if x.is_floating_point() and _is_per_channel(x, slope):
+        return F.prelu(x, slope.flatten())
     return torch.where(x < 0, x * slope, x)
+
+
+def _is_per_channel(x: Tensor, slope: Tensor) -> bool:
+    if x.dim() < 2 or slope.dim() != x.dim() - 1 or not all(isinstance(size, int) for size in slope.shape):
+        return False
+    channels = x.shape[1]
+    return all(size == 1 for size in slope.shape[1:]) and isinstance(channels, int) and slope.shape[0] == channels
 
 
 @operator("Elu")
