@@ -1,4 +1,4 @@
-"""regraft::quantized_linear(x, weight, scales, zero_points, bias, bits, block_size) -> y: weights in few bits.
+"""regraft::quantized_linear(x, weight, scales, zero_points, bias, bits, block_size, ...) -> y: weights in few bits.
 
     x [..., in], weight uint8 [out, blocks, block_size * bits / 8], scales [out, blocks]
     zero_points uint8 [out, ceil(blocks * bits / 8)] or none (2 ** (bits - 1)), bias [out] or none
@@ -6,7 +6,8 @@
 
     w[o, i] = (code[o, i] - zero[o, i // block_size]) * scales[o, i // block_size];   y = x @ w.T + bias
 
-Codes lie lowest bits first. Gradients go to x and bias; the codes are constants.
+Codes lie lowest bits first. Gradients go to x and bias; the codes are constants. `accuracy_level` is for kernels: at 4
+they may round x to 8 bits in blocks, at 0 and 1 they compute in float, as this definition does.
 Source: com.microsoft MatMulNBits.
 """
 
@@ -20,8 +21,10 @@ from torch import Tensor
 from compiler.quantization.packing import unpack_codes, unpack_zero_points
 
 SCHEMA = (
-    "(Tensor x, Tensor weight, Tensor scales, Tensor? zero_points, Tensor? bias, int bits, int block_size) -> Tensor"
+    "(Tensor x, Tensor weight, Tensor scales, Tensor? zero_points, Tensor? bias, "
+    "int bits, int block_size, int accuracy_level=4) -> Tensor"
 )
+INT8_COMPUTE = 4
 
 
 def dequantized_weight(weight: Tensor, scales: Tensor, zero_points: Tensor | None, bits: int, inputs: int) -> Tensor:
@@ -43,6 +46,7 @@ def quantized_linear(
     bias: Tensor | None,
     bits: int,
     block_size: int,
+    accuracy_level: int = INT8_COMPUTE,
 ) -> Tensor:
     """The definition: dequantize, then a float product."""
     matrix = dequantized_weight(weight, scales, zero_points, bits, x.shape[-1])
@@ -58,6 +62,7 @@ def _(
     bias: Tensor | None,
     bits: int,
     block_size: int,
+    accuracy_level: int = INT8_COMPUTE,
 ) -> Tensor:
     if bits not in (2, 4, 8):
         raise ValueError(f"bits is {bits}; 2, 4 and 8 are possible")
@@ -68,7 +73,7 @@ def _(
 
 
 def _save_inputs(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, weight, scales, zero_points, _, bits, _ = inputs
+    x, weight, scales, zero_points, _, bits, *_ = inputs
     ctx.save_for_backward(weight, scales, zero_points)
     ctx.bits, ctx.inputs = bits, x.shape[-1]
 
@@ -81,7 +86,7 @@ def _backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         grad_x = (gradient.float() @ matrix).to(gradient.dtype)
     if ctx.needs_input_grad[4]:
         grad_bias = gradient.reshape(-1, gradient.shape[-1]).sum(0)
-    return grad_x, None, None, None, grad_bias, None, None
+    return grad_x, None, None, None, grad_bias, None, None, None
 
 
 quantized_linear.register_autograd(_backward, setup_context=_save_inputs)

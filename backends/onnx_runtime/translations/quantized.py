@@ -12,9 +12,6 @@ from compiler.backends.onnx_runtime.translations import translates
 from compiler.backends.onnx_runtime.translations.shapes import shape_of
 from compiler.errors import CompilerError
 
-INT8_COMPUTE = 4
-"""MatMulNBits' accuracy_level at which the activations are quantized too and integer kernels run."""
-
 
 @translates("regraft.dynamic_quantized_linear.default")
 def dynamic_quantized_linear(
@@ -51,6 +48,7 @@ def quantized_linear(
     bias: fx.Node | None,
     bits: int,
     block_size: int,
+    accuracy_level: int,
 ) -> ir.Value:
     """x [..., in], weight uint8 [out, blocks, block_size * bits / 8]: weights only, in blocks."""
     return w.emit(
@@ -66,7 +64,7 @@ def quantized_linear(
         N=int(shape_of(weight)[0]),
         bits=bits,
         block_size=block_size,
-        accuracy_level=INT8_COMPUTE,
+        accuracy_level=accuracy_level,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from compiler.errors import CompilerError
 from compiler.frontends.onnx_model.model_file import prepared
 from compiler.frontends.onnx_model.reading import program_from_onnx
 from compiler.program import Dimension, Program
+from tests.backends.onnx_runtime.lowered_program import LoweredProgram
 
 Array = np.ndarray[Any, Any]
 MICROSOFT = "com.microsoft"
@@ -183,6 +185,25 @@ def test_weights_in_blocks_become_one_product(kind: str, zero_points: bool) -> N
     assert called == ["regraft.quantized_linear.default"]
     x = torch.randn(5, 48)
     np.testing.assert_allclose(program.run(x)[0].numpy(), x.numpy() @ wide, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("accuracy_level", [0, 4])
+def test_a_product_of_blocks_keeps_its_accuracy_level(accuracy_level: int, tmp_path: Path) -> None:
+    stored = {
+        "w": codes(7, 3, 16),
+        "s": np.full((7, 3), 0.1, np.float32),
+        "z": codes(7, 2),
+        "b": np.ones(7, np.float32),
+    }
+    node = helper.make_node(
+        "MatMulNBits", ["x", "w", "s", "z", "", "b"], ["out"], domain=MICROSOFT,
+        K=90, N=7, bits=4, block_size=32, accuracy_level=accuracy_level,
+    )  # fmt: skip
+    x = GENERATOR.standard_normal((5, 90)).astype(np.float32)
+    model = model_of([node], {"x": x}, stored, 21)
+    (expected,) = onnxruntime.InferenceSession(model).run(None, {"x": x})
+    (found,) = LoweredProgram(imported(model), tmp_path).run(torch.from_numpy(x))
+    np.testing.assert_array_equal(found, expected)
 
 
 def test_a_rounding_passes_gradients() -> None:

@@ -61,7 +61,9 @@ def matmul_n_bits(
     if zero_points is not None and zero_points.dtype != torch.uint8:
         raise node.refuse("its zero points are floats", "Zero points that are packed integers are read.")
     points = None if zero_points is None else _shaped(zero_points, (n, -(-blocks * bits // 8)))
-    y: Tensor = quantized_linear(a, weight, _shaped(scales, (n, blocks)), points, bias, bits, block_size)
+    y: Tensor = quantized_linear(
+        a, weight, _shaped(scales, (n, blocks)), points, bias, bits, block_size, accuracy_level
+    )
     return y
 
 
