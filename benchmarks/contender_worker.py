@@ -30,7 +30,7 @@ def open_artifact(path: Path, threads: int) -> tuple[Run, str]:
     from compiler.runtime.session import Session
 
     session = Session.open(path, threads)
-    return (lambda inputs: session.run(inputs)["sentence_embedding"]), f"onnxruntime {onnxruntime.__version__}"
+    return (lambda inputs: next(iter(session.run(inputs).values()))), f"onnxruntime {onnxruntime.__version__}"
 
 
 def open_onnx(path: Path, threads: int) -> tuple[Run, str]:

@@ -53,7 +53,7 @@ def main() -> None:
             for side in sides:
                 side.close()
         record = {
-            "machine": {"processor": _processor(), "threads": arguments.threads, "python": platform.python_version()},
+            "machine": {"processor": processor(), "threads": arguments.threads, "python": platform.python_version()},
             "sides": {
                 side.name: {
                     "version": memory[side.name]["version"],
@@ -140,7 +140,7 @@ def _run(*command: object) -> None:
         raise SystemExit(f"{' '.join(map(str, command))}\n{done.stderr[-2000:]}")
 
 
-def _processor() -> str:
+def processor() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:

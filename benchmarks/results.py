@@ -19,11 +19,15 @@ def write_results(record: dict[str, Any], folder: Path, console: Console) -> Non
     for row in rows:
         table.add_row(*row)
     console.print(table)
+    text = markdown("all-MiniLM-L6-v2 in int8", record["machine"], headings, rows)
+    (folder / "minilm_int8.md").write_text(text, encoding="utf-8")
+
+
+def markdown(title: str, machine: dict[str, Any], headings: list[str], rows: list[list[str]]) -> str:
+    """A page with one table of latencies."""
     lines = [_markdown_row(headings), _markdown_row(["---"] * len(headings)), *map(_markdown_row, rows)]
-    machine = record["machine"]
     where = f"{machine['processor']}; {machine['threads']} threads used"
-    head = f"# all-MiniLM-L6-v2 in int8\n\n{where}. Latency: median (quartiles) in ms.\n\n"
-    (folder / "minilm_int8.md").write_text(head + "\n".join(lines) + "\n", encoding="utf-8")
+    return f"# {title}\n\n{where}. Latency: median (quartiles) in ms.\n\n" + "\n".join(lines) + "\n"
 
 
 def _summary(record: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
