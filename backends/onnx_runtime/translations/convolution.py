@@ -10,6 +10,7 @@ from torch import fx
 from compiler.backends.onnx_runtime.graph_writer import GraphWriter
 from compiler.backends.onnx_runtime.translations import translates
 from compiler.backends.onnx_runtime.translations.absorbed_padding import absorbed_padding
+from compiler.backends.onnx_runtime.translations.served_types import refuse_double
 
 
 def per_dim(value: Any, count: int) -> list[int]:
@@ -100,6 +101,7 @@ def _convolved(
     groups: int,
     ends: Any = None,
 ) -> ir.Value:
+    refuse_double(x, "convolutions")
     dims = weight.meta["val"].dim() - 2
     starts = per_dim(padding, dims)
     ends = starts if ends is None else ends
@@ -128,6 +130,7 @@ def _deconvolved(
     groups: int,
     dilation: Any,
 ) -> ir.Value:
+    refuse_double(x, "convolutions")
     dims = weight.meta["val"].dim() - 2
     return w.emit(
         "ConvTranspose",

@@ -13,6 +13,7 @@ from torch import fx
 from compiler.backends.onnx_runtime.graph_writer import GraphWriter, known_size
 from compiler.backends.onnx_runtime.translations import translates
 from compiler.backends.onnx_runtime.translations.elementwise import result_type
+from compiler.backends.onnx_runtime.translations.served_types import refuse_double
 from compiler.backends.onnx_runtime.translations.shapes import shape_of
 from compiler.errors import CompilerError
 
@@ -148,5 +149,6 @@ def instance_norm(
     if mean is not None:
         problem = "instance norm that updates running statistics"
         raise CompilerError("lowering to ONNX", problem, "Call .eval() on the model.", node.name)
+    refuse_double(x, "instance norms")
     scale, shift = _scale_and_shift(w, weight, bias, shape_of(x)[1], result_type(node))
     return w.emit("InstanceNormalization", w.value(x), scale, shift, epsilon=float(epsilon))

@@ -14,6 +14,7 @@ from compiler.backends.onnx_runtime.graph_writer import GraphWriter, known_size
 from compiler.backends.onnx_runtime.translations import translates
 from compiler.backends.onnx_runtime.translations.absorbed_padding import absorbed_padding
 from compiler.backends.onnx_runtime.translations.convolution import per_dim
+from compiler.backends.onnx_runtime.translations.served_types import refuse_double
 from compiler.backends.onnx_runtime.translations.shapes import shape_of
 from compiler.errors import CompilerError
 
@@ -84,6 +85,7 @@ def average_pool(
 ) -> ir.Value:
     if rest and rest[0] is not None:
         raise CompilerError("lowering to ONNX", "average pooling with divisor_override", "Scale afterwards.", node.name)
+    refuse_double(x, "average pools")
     dims = len(shape_of(x)) - 2
     sizes, widths = per_dim(kernel, dims), per_dim(padding, dims)
     starts = ends = widths
@@ -104,6 +106,7 @@ def average_pool(
 @translates("aten.adaptive_avg_pool1d.default", "aten.adaptive_avg_pool2d.default", "aten.adaptive_avg_pool3d.default")
 def adaptive_average_pool(w: GraphWriter, node: fx.Node, x: fx.Node, size: Any) -> ir.Value:
     """To one place: the mean of the plane. Otherwise windows of one width, where the sizes divide."""
+    refuse_double(x, "average pools")
     dims = len(shape_of(x)) - 2
     wanted = per_dim(size, dims)
     if all(one == 1 for one in wanted):

@@ -6,8 +6,10 @@ from collections.abc import Callable, Collection
 
 import onnx_ir as ir
 import torch
+from torch import fx
 
 from compiler.backends.onnx_runtime.graph_writer import GraphWriter
+from compiler.errors import CompilerError
 
 
 def served_type(dtype: torch.dtype, served: Collection[torch.dtype]) -> torch.dtype:
@@ -26,3 +28,10 @@ def in_served_type(
     computed = served_type(dtype, served)
     value = emit(computed)
     return value if computed == dtype else w.cast(value, dtype)
+
+
+def refuse_double(x: fx.Node, what: str) -> None:
+    """Raise CompilerError where `x` is float64 and there are kernels for float32 alone, which would lose digits."""
+    if x.meta["val"].dtype == torch.float64:
+        hint = "Convert the model to float32."
+        raise CompilerError("lowering to ONNX", f"ONNX Runtime has no kernel for {what} in float64", hint, x.name)

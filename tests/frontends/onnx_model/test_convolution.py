@@ -162,3 +162,11 @@ def test_window_that_does_not_fit_its_input_is_refused() -> None:
     graph = "(float[2, 3] x, float[4, 3, 2] w) => (float[a, b] y) { y = Gemm (x, w) }"
     with pytest.raises(CompilerError, match="multiplies two matrices"):
         TextGraph(graph).program()
+
+
+@pytest.mark.parametrize("call", ["Conv (x, w)", "ConvTranspose (x, w)", "GlobalAveragePool (x)"])
+def test_float64_is_read_and_its_lowering_refused(call: str, tmp_path: Path) -> None:
+    graph = f"(double[B, 2, 5] x, double[2, 2, 3] w) => (double[B, 2, n] y) {{ y = {call} }}"
+    program = TextGraph(graph, 22).program()
+    with pytest.raises(CompilerError, match=r"no kernel for .* in float64"):
+        OnnxRuntime().lower(program, Target("cpu"), tmp_path)
