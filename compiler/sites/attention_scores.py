@@ -19,6 +19,7 @@ from compiler.patterns import (
     DROPOUTS,
     argument,
     aten,
+    constant_fill,
     has_tensor,
     is_call,
     only_user,
@@ -248,11 +249,13 @@ def _without_nan(weights: fx.Node) -> list[fx.Node] | None:
     if len(weights.users) != 2:
         return None
     check = next((user for user in weights.users if is_call(user, aten.isnan.default)), None)
-    chosen = only_user(check) if check is not None else None
-    if chosen is None or chosen not in weights.users or not is_call(chosen, aten.where.self, aten.where.ScalarSelf):
+    if check is None or (chosen := only_user(check)) is None:
+        return None
+    if chosen not in weights.users or not is_call(chosen, aten.where.self, aten.where.ScalarSelf):
         return None
     condition, filled, kept = operands(chosen)
-    return [check, chosen] if condition is check and kept is weights and scalar(filled) == 0 else None  # type: ignore[list-item]
+    number = constant_fill(filled) if has_tensor(filled) else scalar(filled)
+    return [check, chosen] if condition is check and kept is weights and number == 0 else None
 
 
 def _passing_user(node: fx.Node) -> fx.Node | None:

@@ -95,13 +95,15 @@ def inverse_root(mean: fx.Node) -> tuple[fx.Node, list[fx.Node], float] | None:
 
 
 def _is_root(node: fx.Node) -> bool:
-    return _is_square_root(node) or (
-        is_call(node, aten.rsqrt.default) or (is_call(node, aten.pow.Tensor_Scalar) and node.args[1] == -0.5)
-    )
+    return _is_square_root(node) or is_call(node, aten.rsqrt.default) or _is_power(node, -0.5)
 
 
 def _is_square_root(node: fx.Node) -> bool:
-    return is_call(node, aten.sqrt.default) or (is_call(node, aten.pow.Tensor_Scalar) and node.args[1] == 0.5)
+    return is_call(node, aten.sqrt.default) or _is_power(node, 0.5)
+
+
+def _is_power(node: fx.Node, exponent: float) -> bool:
+    return is_call(node, aten.pow.Tensor_Scalar) and scalar(node.args[1]) == exponent
 
 
 def _is_inverse(node: fx.Node, root: fx.Node) -> bool:

@@ -10,10 +10,14 @@ import functools
 import io
 import warnings
 from dataclasses import dataclass
+from pathlib import Path
 
 import onnx_ir as ir
 import torch
 import zoo
+from torch import Tensor, nn
+from zoo_inputs import TEXT_DIMS, text_inputs
+from zoo_wrappers import Encoder
 
 OLDER_OPSET = 17
 
@@ -51,7 +55,19 @@ def exported(name: str) -> bytes:
         config._experts_implementation = exporter.experts
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what exporters warn of is their own
-        return _older(name, built) if exporter.opset is None else _newer(name, built, exporter.opset)
+        if exporter.opset is None:
+            return _older(built.module, built.inputs, zoo.entry(name).dynamic)
+        return _newer(name, built, exporter.opset)
+
+
+def exported_encoder(folder: Path) -> bytes:
+    """The encoder in a transformers folder, for input_ids and attention_mask, by the older exporter."""
+    from transformers import AutoModel
+
+    encoder = Encoder(AutoModel.from_pretrained(folder)).eval()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return _older(encoder, text_inputs(2, 12), TEXT_DIMS)
 
 
 def _newer(name: str, built: zoo.Model, opset: int) -> bytes:
@@ -63,14 +79,14 @@ def _newer(name: str, built: zoo.Model, opset: int) -> bytes:
     return bytes(program.model_proto.SerializeToString())
 
 
-def _older(name: str, built: zoo.Model) -> bytes:
+def _older(module: nn.Module, inputs: dict[str, Tensor], dynamic: dict[str, dict[int, str]]) -> bytes:
     written = io.BytesIO()
     torch.onnx.export(
-        built.module,
-        tuple(built.inputs.values()),
+        module,
+        tuple(inputs.values()),
         written,
-        input_names=list(built.inputs),
-        dynamic_axes=zoo.entry(name).dynamic,
+        input_names=list(inputs),
+        dynamic_axes=dynamic,
         opset_version=OLDER_OPSET,
         dynamo=False,
     )

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import onnxruntime
 import pytest
 import torch
 import zoo
-from onnx_exports import exported, read, written_by_us
+from onnx_exports import exported, exported_encoder, read, written_by_us
 from rewrite_checks import context_of
 from torch import Tensor
 
+from compiler.frontends import LoadOptions
 from compiler.frontends.onnx_model.reading import program_from_onnx
+from compiler.frontends.transformers_folder import TransformersFolder
 from compiler.program import Program
 from compiler.registry import Registry
 from compiler.rewriting import Rewrite
@@ -116,3 +119,14 @@ def test_what_our_backend_writes_keeps_its_sites_too(name: str):
     program = raised(program_from_onnx(read(written_by_us(name)), doing="reading", source=name))
     for kind in ("attention", "feed-forward", "linear", "norm"):
         assert list(sites(program, kind)) == list(sites(original(name), kind))
+
+
+def test_the_real_minilm_shows_the_sites_of_its_folder(minilm_folder: Path):
+    folder = TransformersFolder().load(str(minilm_folder), LoadOptions())
+    imported = program_from_onnx(read(exported_encoder(minilm_folder)), doing="reading", source="minilm")
+    wanted, found = raised(folder), raised(imported)
+    for kind in ("attention", "feed-forward", "linear", "embedding", "norm"):
+        assert list(sites(found, kind)) == list(sites(wanted, kind))
+    for name, site in sites(wanted, "attention").items():
+        assert_says_the_same(promised(sites(found, "attention")[name]), promised(site))
+    assert [len(sites(found, kind)) for kind in ("attention", "feed-forward", "linear")] == [6, 6, 36]
