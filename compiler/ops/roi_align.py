@@ -64,8 +64,11 @@ def _samples(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Indices and weights [regions, bins, samples, 2] of the two pixels of each sample; and samples by region."""
     extent = end - start if half_pixel else (end - start).clamp(min=1.0)
-    counts = torch.full_like(start, sampling_ratio) if sampling_ratio > 0 else torch.ceil(extent.detach() / bins)
-    most = max(1, int(counts.max())) if counts.numel() else 1
+    if sampling_ratio > 0:
+        counts, most = torch.full_like(start, sampling_ratio), sampling_ratio
+    else:
+        counts = torch.ceil(extent.detach() / bins)
+        most = max(1, int(counts.max())) if counts.numel() else 1
     within = (torch.arange(most, dtype=start.dtype) + 0.5) / counts.clamp(min=1).unsqueeze(1)  # [regions, samples]
     places = torch.arange(bins, dtype=start.dtype).view(-1, 1) + within.unsqueeze(1)
     places = start.view(-1, 1, 1) + places * (extent / bins).view(-1, 1, 1)  # [regions, bins, samples]

@@ -108,6 +108,16 @@ def test_the_fake_result_has_the_shape_of_the_real_one():
     assert real.shape == roi_align(*(one.to("meta") for one in inputs), 4, 3, 0, 1.0, False, False).shape
 
 
+@pytest.mark.slow
+def test_schemas_fakes_and_autograd_agree():
+    x, rois = torch.randn(2, 2, 6, 6, requires_grad=True), torch.from_numpy(regions(2)).requires_grad_()
+    settings = 2, 2, 2, 1.0, True, False
+    torch.library.opcheck(torch.ops.regraft.roi_align.default, (x, rois, torch.tensor([0, 1]), *settings))
+    limits = torch.tensor([2]), torch.tensor([0.3]), None, False
+    suppress = torch.ops.regraft.non_max_suppression.default
+    torch.library.opcheck(suppress, (torch.from_numpy(boxes(1, 6)), torch.rand(1, 2, 6), *limits))
+
+
 def test_an_unknown_mode_is_refused():
     shapes = {"x": (FLOAT, [2, 2, 8, 9]), "rois": (FLOAT, [4, 4]), "batches": (np.int64, [4])}
     with pytest.raises(CompilerError, match="mode 'sum' is not known"):
