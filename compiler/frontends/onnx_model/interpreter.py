@@ -192,11 +192,15 @@ class OnnxModule(nn.Module):
                 continue
             with traceback.annotate({SCOPE: scope_path(node)}):
                 results = self._run_node(node, environment)
-            for value, result in zip(node.outputs, results, strict=False):
-                environment[value] = result
+            for index, value in enumerate(node.outputs):
+                if index < len(results):
+                    environment[value] = results[index]
+                elif value.name:
+                    problem = f"{operator_label(node)} has no output {index}, {value.name!r}"
+                    raise CompilerError(self.doing, problem, "The file is damaged.", self.node_name(node))
             for value in self._read_last(graph).get(node, ()):
                 environment.values.pop(value, None)
-        return [self._held(value, environment) for value in graph.outputs]
+        return [self._read(value, environment, "the graph returns") for value in graph.outputs]
 
     def _read_last(self, graph: ir.Graph) -> dict[ir.Node, list[ir.Value]]:
         """The values that no one reads after a node, so that memory holds only what is still needed."""
@@ -212,18 +216,20 @@ class OnnxModule(nn.Module):
             self._last_reads[graph] = found
         return self._last_reads[graph]
 
-    def _held(self, value: ir.Value | None, environment: Environment) -> Any:
+    def _read(self, value: ir.Value | None, environment: Environment, reader: str) -> Any:
         if value is None or value.name == "":
             return None
         constant = self._constants.get(value)
-        return environment[value] if constant is None else constant
+        if constant is not None:
+            return constant
+        if value not in environment:
+            problem = f"{reader} {value.name!r}, which nothing computes"
+            raise CompilerError(self.doing, problem, "The file is damaged.")
+        return environment[value]
 
     def _run_node(self, node: ir.Node, environment: Environment) -> tuple[Any, ...]:
-        try:
-            arguments = [self._held(value, environment) for value in node.inputs]
-        except KeyError as error:
-            problem = f"it reads {error.args[0]!r}, which nothing computes"
-            raise CompilerError(self.doing, problem, "The file is damaged.", self.node_name(node)) from error
+        reader = f"{self.node_name(node)} reads"
+        arguments = [self._read(value, environment, reader) for value in node.inputs]
         entry = self.find(node)
         if entry is None:
             hint = "`compile inspect` lists every operator of the model that is not read."

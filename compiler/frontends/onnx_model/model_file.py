@@ -128,7 +128,10 @@ def _check_tensor(doing: str, tensor: ir.TensorProtocol, folder: Path) -> None:
     try:
         shape, bits = [int(size) for size in tensor.shape], tensor.dtype.bitwidth
     except (TypeError, ValueError, AttributeError):
-        return  # strings have no width; where they are used is refused later
+        if tensor.dtype.name == "STRING":
+            return  # where strings are used is refused later
+        problem = f"tensor {name!r} states no element type that is known"
+        raise CompilerError(doing, problem, DAMAGED) from None
     if any(size < 0 for size in shape):
         raise CompilerError(doing, f"tensor {name!r} states the shape {shape}", DAMAGED)
     stated = -(-math.prod(shape) * bits // 8)
