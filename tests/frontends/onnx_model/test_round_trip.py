@@ -25,7 +25,7 @@ from compiler.sites import Refusal, Site, find_sites
 
 SIZES = ((2, 12), (3, 17))
 ROUNDING = 1e-5
-OURS = ("bert", "llama", "gpt2", "t5", "mixtral")
+OURS = ("bert", "llama", "gpt2", "t5")
 STORED = {"weight", "bias", "up", "gate", "down", "up_bias", "gate_bias", "down_bias", "weight_transposed"}
 """Bindings that say where weights are kept: exporters rename and transpose some of them."""
 ROUTING = {"routed_by"}
