@@ -71,7 +71,8 @@ def both(
 X, Y = codes(5, 8, 6, 6), codes(5, 8, 6, 6)
 PAIR = ["x", "xs", "xz"]
 STORED = {
-    "xs": scale(0.02), "xz": np.uint8(120), "ys": scale(0.03), "yz": np.uint8(7), "zs": scale(0.0413), "zz": np.uint8(99)
+    "xs": scale(0.02), "xz": np.uint8(120), "ys": scale(0.03), "yz": np.uint8(7), "zs": scale(0.0413),
+    "zz": np.uint8(99),
 }  # fmt: skip
 OUT = ["zs", "zz"]
 ON_CODES: dict[str, tuple[list[str], dict[str, Any]]] = {
