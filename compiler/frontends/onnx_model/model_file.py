@@ -144,6 +144,11 @@ def _check_tensor(doing: str, tensor: ir.TensorProtocol, folder: Path) -> None:
     if held < stated:
         problem = f"tensor {name!r} states {stated:,} bytes and {max(held, 0):,} are there"
         raise CompilerError(doing, problem, DAMAGED)
+    if isinstance(tensor, ir.TensorProtoTensor):
+        try:
+            tensor.numpy()
+        except Exception as error:  # too many numbers, or in a list of another type
+            raise CompilerError(doing, f"tensor {name!r} does not decode ({first_line(error)})", DAMAGED) from error
 
 
 def _held_bytes(proto: onnx.TensorProto, stated: int, count: int) -> int:

@@ -71,6 +71,10 @@ def claim_in_numbers(model: onnx.ModelProto) -> None:
     tensor.dims[:] = [250_000, 100_000]
 
 
+def hold_too_much(model: onnx.ModelProto) -> None:
+    model.graph.initializer[0].dims[:] = [0, 8]
+
+
 def ask_for_a_hundred_gigabytes(model: onnx.ModelProto) -> None:
     sizes = numpy_helper.from_array(np.array([250_000, 100_000, 1, 8]), "sizes")
     model.graph.initializer.append(sizes)
@@ -127,6 +131,7 @@ def forget_the_shape(model: onnx.ModelProto) -> None:
     [
         (claim_a_hundred_gigabytes, r"tensor 'w' states 100,000,000,000 bytes and 256 are there"),
         (claim_in_numbers, r"tensor 'w' states 100,000,000,000 bytes"),
+        (hold_too_much, r"tensor 'w' does not decode"),
         (ask_for_a_hundred_gigabytes, r"a result would take [\d,.]+ GB"),
         (close_a_cycle, "cycle"),
         (mix_types, r"MatMul fails: .* \(at product\)"),
