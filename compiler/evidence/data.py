@@ -27,6 +27,7 @@ SAMPLE_LIMIT = 512
 BATCH_SIZE = 16
 LONGEST_TEXT_TOKENS = 256
 RANDOM_BATCH_COUNT = 4
+BYTE_VALUES = 256
 
 Batch = tuple[Tensor, ...]
 
@@ -119,6 +120,10 @@ def _shipped(program: Program, seed: int) -> Dataset:
         lines: list[str | Batch] = list(SHIPPED_SENTENCES.read_text(encoding="utf-8").splitlines())
         return _split("128 sentences shipped with Regraft", lines, program, shipped=True)
     limits = _index_limits(program)
+    wider = _byte_limits(program) | limits
+    sizes = {d.name: d.range.nearest(2) for d in program.dimensions.values()}
+    if _runs(program, example_batch(program, sizes, seed, wider)):
+        limits = wider
     batches = []
     for index in range(2 * RANDOM_BATCH_COUNT):
         sizes = {d.name: d.range.nearest(max(d.minimum, 2 + index % 3)) for d in program.dimensions.values()}
@@ -280,6 +285,16 @@ def _random_input(
     if dtype.is_floating_point:
         return torch.randn(shape, generator=generator, dtype=torch.float32).to(dtype)
     return torch.randint(0, limits.get(spec.name, 2), shape, generator=generator, dtype=dtype)
+
+
+def _byte_limits(program: Program) -> dict[str, int]:
+    """What integer inputs would be if they were bytes: more telling than zeros and ones where a model takes them."""
+    dtypes = {spec.name: getattr(torch, spec.dtype) for spec in program.inputs}
+    return {
+        name: min(BYTE_VALUES, torch.iinfo(dtype).max + 1)
+        for name, dtype in dtypes.items()
+        if not dtype.is_floating_point and dtype != torch.bool
+    }
 
 
 def _index_limits(program: Program) -> dict[str, int]:

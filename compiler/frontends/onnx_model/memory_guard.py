@@ -23,11 +23,11 @@ LARGEST_GROWTH = 256
 """How many times the bytes of inputs and weights a single result may have."""
 
 
-class _LargestResult(TorchDispatchMode):
+class _LargestResult(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Stops at the first result of more than `limit` bytes, before it is made."""
 
     def __init__(self, limit: int) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.limit = limit
 
     def __torch_dispatch__(

@@ -18,13 +18,17 @@ BYTE_PADDING = 256
 
 @dataclass(frozen=True)
 class RealModel:
-    """A model file, and functions that make inputs of two sizes. `stated` is what `--input` says of its inputs."""
+    """A model file, and functions that make inputs of two sizes.
+
+    `stated` is what `--input` says of its inputs; `fixed` are the inputs that it fixes, which the original still takes.
+    """
 
     package: str
     path: str
     small: Callable[[], Arrays]
     large: Callable[[], Arrays]
     stated: tuple[str, ...] = ()
+    fixed: tuple[tuple[str, int], ...] = ()
 
     @property
     def file(self) -> Path:
@@ -73,8 +77,11 @@ def file_bytes(batch: int) -> np.ndarray[Any, Any]:
 
 
 def _vad(batch: int) -> Arrays:
-    state = np.zeros((2, batch, 128), np.float32)
-    return {"input": speech(batch), "state": state, "sr": np.array(16_000, np.int64)}
+    return {"input": speech(batch), "state": np.zeros((2, batch, 128), np.float32)}
+
+
+def _rate() -> Arrays:
+    return {"sr": np.array(16_000, np.int64)}
 
 
 def _sequence(windows: int) -> Arrays:
@@ -115,7 +122,19 @@ REAL_MODELS = {
         lambda: {"serving_default_input_2:0": chord(2)},
     ),
     "silero-vad": RealModel(
-        "silero_vad", "data/silero_vad.onnx", lambda: _vad(1), lambda: _vad(3), (*VAD_INPUTS, "sr=int64")
+        "silero_vad",
+        "data/silero_vad.onnx",
+        lambda: _vad(1) | _rate(),
+        lambda: _vad(3) | _rate(),
+        (*VAD_INPUTS, "sr=int64"),
+    ),
+    "silero-vad-16k": RealModel(
+        "silero_vad",
+        "data/silero_vad.onnx",
+        lambda: _vad(1),
+        lambda: _vad(3),
+        (*VAD_INPUTS, "sr=16000"),
+        (("sr", 16_000),),
     ),
     "silero-vad-sequence": RealModel(
         "silero_vad", "data/silero_vad_16k_sequence.onnx", lambda: _sequence(4), lambda: _sequence(9)
