@@ -48,9 +48,14 @@ def read_model(doing: str, path: Path) -> ir.Model:
         model = ir.serde.deserialize_model(proto)
     except Exception as error:  # a file may hold anything, and the reader asserts, indexes and converts
         raise CompilerError(doing, f"it is no ONNX model ({first_line(error)})", DAMAGED) from error
-    for tensor in stored_tensors(model):
-        _check_tensor(doing, tensor, path.parent)
-    _check_names_and_outputs(doing, model)
+    try:
+        _check_names_and_outputs(doing, model)
+        for tensor in stored_tensors(model):
+            _check_tensor(doing, tensor, path.parent)
+    except CompilerError:
+        raise
+    except Exception as error:  # an attribute of another type than it states, a tensor of none
+        raise CompilerError(doing, f"it is no ONNX model ({first_line(error)})", DAMAGED) from error
     return prepared(doing, model)
 
 
@@ -112,9 +117,13 @@ def _check_proto(doing: str, proto: onnx.ModelProto) -> None:
 def _check_names_and_outputs(doing: str, model: ir.Model) -> None:
     """Raise CompilerError for an output that nothing computes, and for names that are no text."""
     graph = model.graph
-    for value in (*graph.inputs, *graph.outputs, *graph.initializers.values(), *graph.all_nodes()):
-        if value.name is not None and not isinstance(value.name, str):
-            raise CompilerError(doing, f"the name {value.name!r} is no text", DAMAGED)
+    nodes = list(graph.all_nodes())
+    graphs = [graph, *(inner for node in nodes for one in node.attributes.values() for inner in subgraphs(one))]
+    named = [value for one in graphs for value in (*one.inputs, *one.outputs, *one.initializers.values())]
+    named += [value for node in nodes for value in (*node.inputs, *node.outputs) if value is not None]
+    for name in (*(value.name for value in named), *(text for node in nodes for text in (node.name, node.op_type))):
+        if name is not None and not (isinstance(name, str) and name.isprintable()):
+            raise CompilerError(doing, f"the name {name!r} is no text", DAMAGED)
     for value in graph.outputs:
         if value.producer() is None and value not in graph.inputs and value.name not in graph.initializers:
             raise CompilerError(doing, f"nothing computes its output {value.name!r}", DAMAGED)
