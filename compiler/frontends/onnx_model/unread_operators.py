@@ -26,7 +26,7 @@ def require_operators(doing: str, model: ir.Model) -> None:
     if counts:
         listed = [UnsupportedOperator(label, counts[label], first[label]) for label in counts]
         listed.sort(key=lambda one: (-one.count, one.operator))
-        hint = "Export the model with standard operators, or add functions for these in compiler/frontends/onnx_model."
+        hint = "Export it with standard operators, or read these by functions under @operator in a --plugin file."
         raise UnsupportedOperatorsError(doing, tuple(listed), hint)
 
 
