@@ -18,11 +18,17 @@ PLUGIN = '''"""Reads org.example.Twice."""
 from torch import Tensor
 
 from compiler.frontends.onnx_model.operator_table import operator
+from compiler.hookspecs import hookimpl
 
 
 @operator("Twice", domain="org.example")
 def twice(x: Tensor, *, shift: float = 0.0) -> Tensor:
     return 2 * x + shift
+
+
+@hookimpl
+def register_passes():
+    return []
 '''
 
 
