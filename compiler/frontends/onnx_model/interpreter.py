@@ -254,7 +254,7 @@ class OnnxModule(nn.Module):
         entry = KNOWN_TABLE.get(("", node.op_type)) if node.domain in ONNX_DOMAINS else None
         if entry is None or not present or not all(isinstance(one, Known) for one in present):
             return NotImplemented
-        if sum(one.array.size for one in present) > LARGEST_FOLDED:
+        if sum(one.size for one in present) > LARGEST_FOLDED:
             return NotImplemented
         if any(one.weight is not None and one.dtype.is_floating_point for one in present):
             return NotImplemented  # what is computed from a weight must follow when the weight trains
@@ -310,7 +310,7 @@ class OnnxModule(nn.Module):
 
     def _operand(self, given: Any, arguments: Sequence[Any]) -> Any:
         """A known number as a Python number where a tensor of its dtype and at least its rank stands beside it."""
-        if isinstance(given, Known) and given.array.size == 1 and given.is_plain:
+        if isinstance(given, Known) and given.size == 1 and given.is_plain:
             rank = len(given.shape)
             tensors = [one for one in arguments if isinstance(one, Tensor)]
             if (
@@ -348,7 +348,7 @@ class OnnxModule(nn.Module):
         return all(
             one is not None
             and one.dtype not in NOT_IN_NUMPY
-            and (one.array.size == 1 or (one.weight is None and one.array.size <= LARGEST_FOLDED))
+            and (one.size == 1 or (one.weight is None and one.size <= LARGEST_FOLDED))
             for one in held
         )
 

@@ -7,6 +7,7 @@ needs a tensor does one become a tensor.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -22,12 +23,13 @@ LARGEST_FOLDED = 4096
 class Known:
     """An array of numbers that are known while reading: plain ones, or symbolic ones (SymInt, SymFloat, SymBool).
 
-    `array` is a numpy array, of Python objects where an item is symbolic; `dtype` is what a tensor of it would have.
+    `array` is a numpy array, of Python objects where an item is symbolic; it may be given as a tensor of a dtype that
+    numpy lacks. `dtype` is what a tensor of it would have.
     `weight` is the dotted name under which the module keeps the same numbers as a tensor, or none.
     """
 
     def __init__(self, array: Any, dtype: torch.dtype, weight: str | None = None) -> None:
-        self.array = array if isinstance(array, np.ndarray) else object_array(array)
+        self._held = array if isinstance(array, (np.ndarray, Tensor)) else object_array(array)
         self.dtype = dtype
         self.weight = weight
 
@@ -37,14 +39,30 @@ class Known:
         return cls(object_array(items), dtype)
 
     @property
+    def array(self) -> np.ndarray[Any, Any]:
+        """The numbers. Those of a tensor in a dtype that numpy lacks are float32 here, made when they are asked for."""
+        if isinstance(self._held, Tensor):
+            self._held = self._held.detach().float().numpy()
+        return self._held
+
+    @property
     def shape(self) -> tuple[int, ...]:
         """The array's sizes, which are never symbolic."""
-        return tuple(self.array.shape)
+        return tuple(self._held.shape)
+
+    @property
+    def size(self) -> int:
+        """How many numbers there are."""
+        return math.prod(self.shape)
 
     @property
     def is_plain(self) -> bool:
         """Whether every item is an ordinary number."""
-        return self.array.dtype != object or not any(is_symbolic(item) for item in self.array.flat)
+        return (
+            isinstance(self._held, Tensor)
+            or self.array.dtype != object
+            or not any(is_symbolic(item) for item in self.array.flat)
+        )
 
     def objects(self) -> np.ndarray[Any, Any]:
         """The array with Python numbers as items: float32's 0.1 becomes the float nearest to it."""
@@ -62,8 +80,8 @@ class Known:
 
     def item(self) -> Any:
         """The only item. Raises ValueError where there is another number of them."""
-        if self.array.size != 1:
-            raise ValueError(f"one number is needed, and there are {self.array.size}")
+        if self.size != 1:
+            raise ValueError(f"one number is needed, and there are {self.size}")
         return self.items()[0]
 
     def sizes(self) -> list[Size]:
@@ -72,7 +90,7 @@ class Known:
 
     def tensor(self) -> Tensor:
         """The same numbers as a new tensor; symbolic items become operators of the graph that is being traced."""
-        if self.array.size == 1:
+        if self.size == 1:
             return torch.full(self.shape, self.item(), dtype=self.dtype)
         if self.is_plain:
             return torch.tensor(self.objects().tolist(), dtype=self.dtype).reshape(self.shape)

@@ -34,11 +34,10 @@ def add_weights(module: nn.Module, graph: ir.Graph) -> dict[ir.Value, Known]:
     found: dict[ir.Value, Known] = {}
     for value, tensor in _stored(graph):
         held = stored_tensor(tensor)
-        array = (held.float() if _has_no_numpy(held) else held).numpy()
         is_number = _is_number(held) and not _holds_codes(value, held) and not _is_layer_weight(value, held)
         trains = _is_trainable(held) and not _is_statistic(value)
         name = None if is_number else register(module, value.name or "constant", held, trains)
-        found[value] = Known(array, held.dtype, name)
+        found[value] = Known(held if _has_no_numpy(held) else held.numpy(), held.dtype, name)
     return found
 
 

@@ -87,7 +87,7 @@ def power(x: Operand, y: Value, *, axis: int | None = None, node: NodeContext) -
 
 def _number(x: Operand, y: Value) -> int | float | None:
     """The exponent as a Python number, where there is one that does not change the result's shape or dtype."""
-    if not isinstance(x, Tensor) or not isinstance(y, Known) or y.array.size != 1 or not y.is_plain:
+    if not isinstance(x, Tensor) or not isinstance(y, Known) or y.size != 1 or not y.is_plain:
         return None
     exponent: int | float = y.item()
     if len(y.shape) > x.dim() or (not x.is_floating_point() and (isinstance(exponent, float) or exponent < 0)):

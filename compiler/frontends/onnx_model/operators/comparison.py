@@ -93,7 +93,7 @@ def where(condition: Tensor, x: Value, y: Value, *, node: NodeContext) -> Tensor
 
 def _number_beside(value: Value, other: Value) -> int | float | bool | None:
     """The number that `value` is, where the tensor beside it gives the result its dtype and at least its rank."""
-    if not isinstance(value, Known) or value.array.size != 1 or not value.is_plain:
+    if not isinstance(value, Known) or value.size != 1 or not value.is_plain:
         return None
     if not isinstance(other, Tensor) or other.dtype != value.dtype or other.dim() < max(1, len(value.shape)):
         return None

@@ -31,7 +31,7 @@ def _reduction(name: str) -> None:
         x: Known, axes: Known | None = None, *, keepdims: int = 1, noop_with_empty_axes: int = 0, node: NodeContext
     ) -> Any:
         listed = listed_axes(axes, node)
-        if x.dtype not in INTEGERS or x.array.size == 0 or (not listed and noop_with_empty_axes):
+        if x.dtype not in INTEGERS or x.size == 0 or (not listed and noop_with_empty_axes):
             return NotImplemented
         reduced: Any = x.objects()
         for axis in listed or range(reduced.ndim):
@@ -76,7 +76,7 @@ def expand(x: Known, shape: Known) -> Any:
 
 @known_operator("Tile")
 def tile(x: Known, repeats: Known) -> Any:
-    if not repeats.is_plain or math.prod(repeats.items()) * x.array.size > LARGEST_FOLDED:
+    if not repeats.is_plain or math.prod(repeats.items()) * x.size > LARGEST_FOLDED:
         return NotImplemented
     return Known(np.tile(x.objects(), repeats.items()), x.dtype)
 

@@ -62,7 +62,7 @@ def resize(
     dims = [axis % x.dim() for axis in axes] if axes is not None else list(range(x.dim()))
     crop = coordinate_transformation_mode == "tf_crop_and_resize"
     regions = _regions(roi, len(dims)) if crop else [(0.0, 1.0)] * len(dims)
-    if scales is not None and scales.array.size:
+    if scales is not None and scales.size:
         resized = _axes_scaled(x, dims, scales.items(), regions)
     elif sizes is not None:
         resized = _axes_of_sizes(node, x, dims, sizes.sizes(), keep_aspect_ratio_policy, regions)
@@ -81,7 +81,7 @@ def _mode(name: str) -> str:
 
 def _regions(roi: Known | None, count: int) -> list[tuple[float, float]]:
     """Starts and ends by axis, in parts of its size."""
-    if roi is None or roi.array.size != 2 * count:
+    if roi is None or roi.size != 2 * count:
         raise ValueError(f"tf_crop_and_resize needs a region of {2 * count} numbers")
     items = roi.items()
     return list(zip(items[:count], items[count:], strict=True))
