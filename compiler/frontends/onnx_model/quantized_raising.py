@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from compiler.frontends.onnx_model.graph_rewriting import inserted, new_initializer, stored
+from compiler.ops.quantized_linear import INT8_COMPUTE
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -25,8 +26,6 @@ if TYPE_CHECKING:
 MICROSOFT = "com.microsoft"
 REGRAFT = "regraft"
 SMALLEST_BLOCK = 16
-INT8_COMPUTE = 4
-"""The accuracy_level that ONNX Runtime gives the MatMulNBits it makes of dequantized blocks."""
 
 
 def raise_dynamic_product(node: ir.Node) -> ir.Node | None:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 import random
-import resource
 import sys
 import tempfile
 import time
@@ -25,6 +24,7 @@ import onnx
 from backend_cases import cases, model_of
 
 from compiler.errors import CompilerError
+from compiler.evidence.cost import peak_memory_bytes
 from compiler.frontends import LoadOptions
 from compiler.frontends.onnx_model import OnnxModel
 
@@ -146,11 +146,6 @@ STRUCTURAL: tuple[Callable[[Any, Any, random.Random], None], ...] = (
 MUTATIONS = (flip_bytes, cut, move_a_piece, change_structure, change_structure, change_structure)
 
 
-def peak_bytes() -> int:
-    """The most memory that this process has had."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
 def main() -> int:
     """Load the mutated files and print what went wrong."""
     parser = argparse.ArgumentParser()
@@ -160,7 +155,7 @@ def main() -> int:
     warnings.simplefilter("ignore")
     seeds = seed_models()
     report: dict[str, Any] = {"loaded": 0, "refused": 0, "wrong": [], "slow": []}
-    before = peak_bytes()
+    before = peak_memory_bytes()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
         for number in range(asked.count):
@@ -180,7 +175,7 @@ def main() -> int:
             seconds = time.perf_counter() - started
             if seconds > LONGEST_SECONDS:
                 report["slow"].append([number, round(seconds, 1)])
-    report["peak_bytes_before"], report["peak_bytes"] = before, peak_bytes()
+    report["peak_bytes_before"], report["peak_bytes"] = before, peak_memory_bytes()
     print(json.dumps(report, indent=1))
     return 0
 

@@ -20,8 +20,6 @@ pytestmark = pytest.mark.slow
 TOLERANCE = 1e-4
 """Of the largest output."""
 LARGEST_SHARE = {
-    "ocr-classification": 0.5,
-    "ocr-detection": 0.5,
     "ocr-recognition": 0.5,
     "magika": 0.3,
     "basic-pitch": 0.9,
