@@ -3,8 +3,8 @@
     python benchmarks/onnx_relowered.py [--rounds 40] [--threads 2] [--only NAME ...]
 
 Each model is compiled with `--passes canonicalize,fuse`. A side is a process of its own: ONNX Runtime with the file as
-it came, ONNX Runtime with the artifact's model.onnx, and the artifact through its own runtime, which checks inputs. Sides
-alternate; ratios are those of rounds next to each other. The tables go to the terminal and to benchmarks/results/.
+it came, ONNX Runtime with the artifact's model.onnx, and the artifact through its own runtime, input checks included.
+Sides alternate; ratios are those of neighbouring rounds. The tables go to the terminal and to benchmarks/results/.
 """
 
 from __future__ import annotations
