@@ -81,7 +81,7 @@ def _free(owner: nn.Module, wanted: str) -> str:
 def _is_trainable(tensor: Tensor) -> bool:
     if not tensor.is_floating_point() or tensor.element_size() == 1:
         return False
-    return tensor.numel() == 0 or float(tensor.abs().max()) < LARGEST_WEIGHT
+    return tensor.numel() == 0 or all(abs(float(one)) < LARGEST_WEIGHT for one in torch.aminmax(tensor))
 
 
 def _is_layer_weight(value: ir.Value, tensor: Tensor) -> bool:
