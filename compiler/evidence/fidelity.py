@@ -43,7 +43,13 @@ def measure_fidelity(
 def compare_outputs(
     found: Sequence[Tensor], reference: Sequence[Tensor], masks: Sequence[Tensor | None], role: str
 ) -> Fidelity:
-    """Fidelity of `found` to `reference`; `masks` (bool, one a row, or None) leave padding out."""
+    """Fidelity of `found` to `reference`; `masks` (bool, one a row, or None) leave padding out.
+
+    A row is what the last dim holds. Where that dim has another size in other batches, as in maps of images, it is a
+    whole sample, compared batch by batch.
+    """
+    if len({value.shape[-1] for value in reference if value.dim()}) > 1:
+        return _compare_samples(found, reference)
     found_rows = torch.cat([_rows(value, mask) for value, mask in zip(found, masks, strict=True)])
     reference_rows = torch.cat([_rows(value, mask) for value, mask in zip(reference, masks, strict=True)])
     cosines = row_cosines(found_rows, reference_rows)
@@ -61,6 +67,17 @@ def compare_outputs(
         row_count=len(cosines),
         top1_agreement=top1,
         neighbour_agreement=neighbours,
+    )
+
+
+def _compare_samples(found: Sequence[Tensor], reference: Sequence[Tensor]) -> Fidelity:
+    pairs = [(ours.flatten(1), theirs.flatten(1)) for ours, theirs in zip(found, reference, strict=True)]
+    cosines = torch.cat([row_cosines(ours, theirs) for ours, theirs in pairs])
+    return Fidelity(
+        mean_cosine=float(cosines.mean()),
+        worst_cosine=float(cosines.min()),
+        largest_error=max(float((ours - theirs).abs().max()) for ours, theirs in pairs),
+        row_count=len(cosines),
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import pytest
 import torch
 
 from compiler.evidence.fidelity import compare_outputs, neighbour_agreement, row_cosines
@@ -62,3 +63,13 @@ def test_models_that_choose_are_judged_by_their_choice() -> None:
     assert fidelity.top1_agreement == 0.75
     assert fidelity.drop == 0.25
     assert compare_outputs([found], [reference], [None], "unknown").top1_agreement is None
+
+
+def test_maps_of_several_sizes_are_compared_sample_by_sample() -> None:
+    reference = [torch.ones(2, 1, 4, 6), torch.ones(1, 1, 8, 3)]
+    found = [reference[0].clone(), torch.zeros(1, 1, 8, 3)]
+    found[1][0, 0, :4] = 1.0
+    fidelity = compare_outputs(found, reference, [None, None], "unknown")
+    assert fidelity.row_count == 3
+    assert fidelity.worst_cosine == pytest.approx(0.5**0.5)
+    assert fidelity.largest_error == 1.0
