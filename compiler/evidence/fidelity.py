@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from compiler.program import Program
 
 CHOOSING_ROLES = ("classifier", "causal-lm", "seq2seq")
+MAP_RANK = 4
 
 
 def reference_outputs(program: Program, batches: Sequence[tuple[Tensor, ...]]) -> list[Tensor]:
@@ -45,17 +46,18 @@ def compare_outputs(
 ) -> Fidelity:
     """Fidelity of `found` to `reference`; `masks` (bool, one a row, or None) leave padding out.
 
-    A row is what the last dim holds. Where that dim has another size in other batches, as in maps of images, it is a
-    whole sample, compared batch by batch.
+    A row is what the last dim holds; of maps [batch, channels, height, width] it is a whole sample. Where a row would
+    be one number, whose cosine says only its sign, all numbers together are the row.
     """
-    if len({value.shape[-1] for value in reference if value.dim()}) > 1:
-        return _compare_samples(found, reference)
-    found_rows = torch.cat([_rows(value, mask) for value, mask in zip(found, masks, strict=True)])
-    reference_rows = torch.cat([_rows(value, mask) for value, mask in zip(reference, masks, strict=True)])
-    cosines = row_cosines(found_rows, reference_rows)
+    rows = [
+        (_rows(ours, mask), _rows(theirs, mask)) for ours, theirs, mask in zip(found, reference, masks, strict=True)
+    ]
+    if all(theirs.shape[1] == 1 for _, theirs in rows):
+        rows = [(torch.cat([ours for ours, _ in rows]).T, torch.cat([theirs for _, theirs in rows]).T)]
+    cosines = torch.cat([row_cosines(ours, theirs) for ours, theirs in rows])
     top1 = neighbours = None
     if role in CHOOSING_ROLES:
-        top1 = float((found_rows.argmax(-1) == reference_rows.argmax(-1)).double().mean())
+        top1 = float(torch.cat([ours.argmax(-1) == theirs.argmax(-1) for ours, theirs in rows]).double().mean())
     elif role == "encoder":
         found_samples = torch.cat([_pooled(value, mask) for value, mask in zip(found, masks, strict=True)])
         reference_samples = torch.cat([_pooled(value, mask) for value, mask in zip(reference, masks, strict=True)])
@@ -63,21 +65,10 @@ def compare_outputs(
     return Fidelity(
         mean_cosine=float(cosines.mean()),
         worst_cosine=float(cosines.min()),
-        largest_error=float((found_rows - reference_rows).abs().max()),
+        largest_error=max((float((ours - theirs).abs().max()) for ours, theirs in rows if theirs.numel()), default=0.0),
         row_count=len(cosines),
         top1_agreement=top1,
         neighbour_agreement=neighbours,
-    )
-
-
-def _compare_samples(found: Sequence[Tensor], reference: Sequence[Tensor]) -> Fidelity:
-    pairs = [(ours.flatten(1), theirs.flatten(1)) for ours, theirs in zip(found, reference, strict=True)]
-    cosines = torch.cat([row_cosines(ours, theirs) for ours, theirs in pairs])
-    return Fidelity(
-        mean_cosine=float(cosines.mean()),
-        worst_cosine=float(cosines.min()),
-        largest_error=max(float((ours - theirs).abs().max()) for ours, theirs in pairs),
-        row_count=len(cosines),
     )
 
 
@@ -104,8 +95,8 @@ def _nearest(samples: Tensor) -> Tensor:
 
 
 def _rows(value: Tensor, mask: Tensor | None) -> Tensor:
-    if value.dim() == 0:
-        return value.reshape(1, 1)
+    if value.dim() >= MAP_RANK:
+        return value.flatten(1)
     rows = value.reshape(-1, value.shape[-1]) if value.dim() > 1 else value.reshape(-1, 1)
     return rows[mask.reshape(-1)] if mask is not None else rows
 

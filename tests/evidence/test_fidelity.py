@@ -73,3 +73,11 @@ def test_maps_of_several_sizes_are_compared_sample_by_sample() -> None:
     assert fidelity.row_count == 3
     assert fidelity.worst_cosine == pytest.approx(0.5**0.5)
     assert fidelity.largest_error == 1.0
+
+
+def test_single_numbers_are_compared_together() -> None:
+    reference = [torch.tensor([[0.9], [0.1]]), torch.tensor([[0.5]])]
+    found = [torch.tensor([[0.1], [0.9]]), torch.tensor([[0.5]])]
+    fidelity = compare_outputs(found, reference, [None, None], "unknown")
+    assert fidelity.row_count == 1
+    assert fidelity.worst_cosine == pytest.approx(plain_cosine([0.1, 0.9, 0.5], [0.9, 0.1, 0.5]))
