@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor, fx, nn
 
-from compiler.evidence.fidelity import measure_fidelity, reference_outputs
+from compiler.evidence.fidelity import Reference, measure_fidelity, reference_outputs
 from compiler.rewriting import Graft, PassContext, PassResult, Replacement, SiteOutcome
 from compiler.sites import Refusal, Site, find_sites
 
@@ -34,7 +34,7 @@ class GraftedSite:
 
 
 def apply_graft(
-    graft: Graft, program: Program, reference: Sequence[Tensor], context: PassContext
+    graft: Graft, program: Program, reference: Reference, context: PassContext
 ) -> tuple[Program, PassResult]:
     """The Program with the graft's stand-ins, within `context.max_drop` of `reference` on the scoring data."""
     work = program.copy()
@@ -131,7 +131,7 @@ class _Workbench:
         return self.program.free_name(f"{path}.{graft}")
 
 
-def _hold_budget(bench: _Workbench, reference: Sequence[Tensor], context: PassContext) -> tuple[str, ...]:
+def _hold_budget(bench: _Workbench, reference: Reference, context: PassContext) -> tuple[str, ...]:
     """Give back as few rungs as it takes: sites ranked on calibration data, the budget held on scoring data."""
     assert context.max_drop is not None
     data = context.data

@@ -17,7 +17,8 @@ class Fidelity:
     A row is one embedding, one token's vector or one sample's scores.
     Cosines are over all rows. `top1_agreement` is the share of rows with the same arg max, for models that choose;
     `neighbour_agreement` the share of samples whose nearest other sample stays the same, for models that embed; None
-    where the role has no such notion.
+    where the role has no such notion. Language models also have the perplexity of the text's next tokens, its ratio to
+    the captured model's, and the mean divergence KL(captured || now) of a token's distribution, in nats.
     """
 
     mean_cosine: float
@@ -26,6 +27,9 @@ class Fidelity:
     row_count: int
     top1_agreement: float | None = None
     neighbour_agreement: float | None = None
+    perplexity: float | None = None
+    perplexity_ratio: float | None = None
+    kl_divergence: float | None = None
 
     @property
     def drop(self) -> float:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from compiler.evidence import Fidelity
+from compiler.evidence.cosines import row_cosines
+from compiler.evidence.language import Predictions, is_language_model
 
 if TYPE_CHECKING:
     from compiler.evidence.data import Dataset
@@ -18,10 +20,22 @@ CHOOSING_ROLES = ("classifier", "causal-lm", "seq2seq")
 MAP_RANK = 4
 
 
-def reference_outputs(program: Program, batches: Sequence[tuple[Tensor, ...]]) -> list[Tensor]:
-    """The main output of `program` for every batch: the first floating-point one."""
+Reference = Sequence[Tensor] | Predictions
+"""What other Programs are compared with: outputs, or what a language model foretells."""
+
+
+def reference_outputs(program: Program, batches: Sequence[tuple[Tensor, ...]]) -> Reference:
+    """The main output of `program` for every batch: the first floating-point one. Of a language model its predictions,
+    since outputs as wide as a vocabulary would not fit in memory.
+    """
+    outputs = main_outputs(program, batches)
+    return Predictions(program, batches, outputs) if is_language_model(program) and batches else list(outputs)
+
+
+def main_outputs(program: Program, batches: Sequence[tuple[Tensor, ...]]) -> Iterator[Tensor]:
+    """The main output for one batch after the other, in float32."""
     index = main_output(program)
-    return [program.run(*batch)[index].float() for batch in batches]
+    return (program.run(*program.complete(batch))[index].float() for batch in batches)
 
 
 def main_output(program: Program) -> int:
@@ -33,12 +47,24 @@ def main_output(program: Program) -> int:
 
 
 def measure_fidelity(
-    program: Program, reference: Sequence[Tensor], data: Dataset, batches: Sequence[tuple[Tensor, ...]]
+    program: Program, reference: Reference, data: Dataset, batches: Sequence[tuple[Tensor, ...]]
 ) -> Fidelity:
-    """Compare `program` with `reference` (one tensor a batch, as `reference_outputs` gives) on `batches`."""
-    found = reference_outputs(program, batches)
+    """Compare `program` with `reference`, what `reference_outputs` gave for the same `batches`."""
+    return compare_with(reference, main_outputs(program, batches), data, batches, program.role)
+
+
+def compare_with(
+    reference: Reference,
+    outputs: Iterable[Tensor],
+    data: Dataset,
+    batches: Sequence[tuple[Tensor, ...]],
+    role: str,
+) -> Fidelity:
+    """Fidelity to `reference` of the main outputs of something that ran on the same `batches`."""
+    if isinstance(reference, Predictions):
+        return reference.compare(outputs)
     masks = [data.row_mask(batch, output) for batch, output in zip(batches, reference, strict=True)]
-    return compare_outputs(found, reference, masks, program.role)
+    return compare_outputs(list(outputs), reference, masks, role)
 
 
 def compare_outputs(
@@ -70,15 +96,6 @@ def compare_outputs(
         top1_agreement=top1,
         neighbour_agreement=neighbours,
     )
-
-
-def row_cosines(left: Tensor, right: Tensor) -> Tensor:
-    """Cosine of each pair of rows, [rows], in float64. Two zero rows are equal; what is not finite counts as -1."""
-    left, right = left.double(), right.double()
-    norms = left.norm(dim=-1) * right.norm(dim=-1)
-    cosines = (left * right).sum(-1) / norms
-    cosines = torch.where(norms == 0, (left == right).all(-1).double(), cosines)
-    return torch.where(torch.isfinite(cosines), cosines, -1.0)
 
 
 def neighbour_agreement(left: Tensor, right: Tensor) -> float | None:

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
 
 from compiler.evidence import Fidelity
 from compiler.evidence.data import example_batch
-from compiler.evidence.fidelity import compare_outputs, main_output
+from compiler.evidence.fidelity import Reference, compare_with, main_output
 from compiler.runtime.bench import Spread
 
 if TYPE_CHECKING:
@@ -41,22 +40,27 @@ class PayloadEvidence:
     rounds: int
 
 
-def measure_payload(session: Session, program: Program, reference: Sequence[Tensor], data: Dataset) -> PayloadEvidence:
-    """Run `session` on the scoring data against `reference`, and time it against `program`, the model as captured."""
-    batch = typical_batch(program, data)
-    eager, payload = _alternate(lambda: program.run(*batch), lambda: run_session(session, program, batch))
+def measure_payload(
+    session: Session, program: Program, captured: Program, reference: Reference, data: Dataset
+) -> PayloadEvidence:
+    """Run `session`, which `program` was lowered to, on the scoring data against `reference`; time it against the model
+    as captured.
+    """
+    batch = typical_batch(captured, data)
+    eager, payload = _alternate(lambda: captured.run(*batch), lambda: run_session(session, program, batch))
     return PayloadEvidence(
         fidelity=_fidelity(session, program, reference, data),
         eager_seconds=Spread.of(eager),
         payload_seconds=Spread.of(payload),
-        shapes={spec.name: tuple(tensor.shape) for spec, tensor in zip(program.inputs, batch, strict=True)},
+        shapes={spec.name: tuple(tensor.shape) for spec, tensor in zip(captured.inputs, batch, strict=True)},
         rounds=len(eager),
     )
 
 
 def run_session(session: Session, program: Program, batch: Batch) -> dict[str, Any]:
-    """The outputs by name of an opened artifact for tensors in the order of the inputs."""
-    return session.run({spec.name: tensor.numpy() for spec, tensor in zip(program.inputs, batch, strict=True)})
+    """The outputs by name of an opened artifact of `program` for a batch of data."""
+    inputs = zip(program.inputs, program.complete(batch), strict=True)
+    return session.run({spec.name: tensor.numpy() for spec, tensor in inputs})
 
 
 def typical_batch(program: Program, data: Dataset) -> Batch:
@@ -74,11 +78,10 @@ def typical_batch(program: Program, data: Dataset) -> Batch:
     return batch
 
 
-def _fidelity(session: Session, program: Program, reference: Sequence[Tensor], data: Dataset) -> Fidelity:
+def _fidelity(session: Session, program: Program, reference: Reference, data: Dataset) -> Fidelity:
     name = program.outputs[main_output(program)].name
-    found = [torch.from_numpy(run_session(session, program, batch)[name]).float() for batch in data.scoring]
-    masks = [data.row_mask(batch, output) for batch, output in zip(data.scoring, reference, strict=True)]
-    return compare_outputs(found, reference, masks, program.role)
+    found = (torch.from_numpy(run_session(session, program, batch)[name]).float() for batch in data.scoring)
+    return compare_with(reference, found, data, data.scoring, program.role)
 
 
 def _alternate(first: Callable[[], Any], second: Callable[[], Any]) -> tuple[list[float], list[float]]:

@@ -7,7 +7,8 @@ import math
 import pytest
 import torch
 
-from compiler.evidence.fidelity import compare_outputs, neighbour_agreement, row_cosines
+from compiler.evidence.cosines import row_cosines
+from compiler.evidence.fidelity import compare_outputs, neighbour_agreement
 
 
 def plain_cosine(left: list[float], right: list[float]) -> float:
