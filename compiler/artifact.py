@@ -25,6 +25,7 @@ import numpy as np
 
 from compiler import __version__
 from compiler.errors import CompilerError
+from compiler.generation_record import copy_chat_template
 from compiler.runtime.engines import open_engine
 from compiler.runtime.golden import Golden, write_golden
 from compiler.runtime.integrity import present_files, sha256_of
@@ -32,6 +33,7 @@ from compiler.runtime.manifest import (
     MANIFEST_NAME,
     DimensionRange,
     FileRecord,
+    GenerationRecord,
     GoldenRecord,
     Manifest,
     PassRecord,
@@ -83,6 +85,7 @@ class ArtifactContents:
     recipe: str
     passes: tuple[PassRecord, ...] = ()
     tokenizer: Path | None = None
+    generation: GenerationRecord | None = None
     versions: dict[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     runs_here: bool = True
@@ -98,9 +101,11 @@ class ArtifactDraft:
         """
         self._staging = staging
         self._contents = contents
-        text = None
+        text, generation = None, contents.generation
         if contents.tokenizer is not None:
             text = copy_tokenizer(contents.tokenizer, staging, token_range(contents.inputs, contents.dimensions))
+            if generation is not None:
+                generation = copy_chat_template(generation, contents.tokenizer, staging)
         self._manifest = Manifest(
             regraft=__version__,
             name=contents.name,
@@ -121,6 +126,7 @@ class ArtifactDraft:
             golden=GoldenRecord(GOLDEN_NAME, contents.tolerance),
             files={},
             text=text,
+            generation=generation,
             passes=contents.passes,
             versions=contents.versions,
             notes=(*contents.notes, *lowered.notes),

@@ -27,9 +27,9 @@ def open_tokenizer(folder: Path, allowed: DimensionRange) -> tuple[Tokenizer, Te
     not count: they are leftovers of training. Raises CompilerError when the tokenizer cannot be read.
     """
     tokenizer = read_tokenizer(folder / TOKENIZER_NAME)
-    limits = [_settings(folder / file).get(entry) for file, entry in LIMITS.items()]
+    limits = [read_settings(folder / file).get(entry) for file, entry in LIMITS.items()]
     known = [limit for limit in (*limits, allowed.maximum) if isinstance(limit, int) and limit < UNLIMITED_TOKENS]
-    padding_token, padding_id = _padding(tokenizer, _settings(folder / "tokenizer_config.json"))
+    padding_token, padding_id = _padding(tokenizer, read_settings(folder / "tokenizer_config.json"))
     record = TextRecord(
         tokenizer=TOKENIZER_NAME,
         maximum_tokens=min(known, default=None),
@@ -58,7 +58,8 @@ def token_range(inputs: Sequence[TensorRecord], dimensions: Mapping[str, Dimensi
     return DimensionRange()
 
 
-def _settings(file: Path) -> dict[str, Any]:
+def read_settings(file: Path) -> dict[str, Any]:
+    """The entries of a model's .json file; none where there is no such file, or it is damaged."""
     try:
         settings = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -109,6 +109,32 @@ class TextRecord:
 
 
 @dataclass(frozen=True)
+class StateRecord:
+    """A state that a call takes as the input `past` and gives back as the output `present`, of one shape and dtype."""
+
+    past: str
+    present: str
+
+
+@dataclass(frozen=True)
+class GenerationRecord:
+    """How a causal language model generates token by token.
+
+    `context_length` is the most tokens of a prompt and its continuation together. A token of `end_tokens` ends a text;
+    `beginning_token` stands for an empty prompt. `chat_template` is a file with a jinja template for messages, and
+    `template_tokens` are the special tokens that it names, such as `bos_token`.
+    """
+
+    states: tuple[StateRecord, ...]
+    vocabulary_size: int
+    context_length: int | None = None
+    end_tokens: tuple[int, ...] = ()
+    beginning_token: int | None = None
+    chat_template: str | None = None
+    template_tokens: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class PassRecord:
     """A pass that was run, with its options."""
 
@@ -132,6 +158,7 @@ class Manifest:
     golden: GoldenRecord
     files: dict[str, FileRecord]
     text: TextRecord | None = None
+    generation: GenerationRecord | None = None
     passes: tuple[PassRecord, ...] = ()
     evidence: dict[str, Scalar] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
@@ -231,6 +258,8 @@ def _check_files(manifest: Manifest) -> None:
     named = {"runtime.entry": manifest.runtime.entry, "golden.file": manifest.golden.file}
     if manifest.text is not None:
         named["text.tokenizer"] = manifest.text.tokenizer
+    if manifest.generation is not None and manifest.generation.chat_template is not None:
+        named["generation.chat_template"] = manifest.generation.chat_template
     for where, name in named.items():
         if name not in manifest.files:
             raise MalformedJsonError(f"{where}: {name!r} is not among the files")
@@ -238,6 +267,19 @@ def _check_files(manifest: Manifest) -> None:
         for dim in spec.shape:
             if isinstance(dim, str) and dim not in manifest.dimensions:
                 raise MalformedJsonError(f"inputs.{spec.name}: dim {dim!r} is not among the dimensions")
+    if manifest.generation is not None:
+        _check_states(manifest, manifest.generation)
+
+
+def _check_states(manifest: Manifest, generation: GenerationRecord) -> None:
+    inputs = {spec.name: spec for spec in manifest.inputs}
+    outputs = {spec.name: spec for spec in manifest.outputs}
+    for index, state in enumerate(generation.states):
+        past, present = inputs.get(state.past), outputs.get(state.present)
+        if past is None or present is None:
+            raise MalformedJsonError(f"generation.states[{index}]: there is no such input and output")
+        if (past.dtype, past.shape) != (present.dtype, present.shape):
+            raise MalformedJsonError(f"generation.states[{index}]: {past} and {present} differ")
 
 
 def is_safe_name(name: str) -> bool:

@@ -15,20 +15,20 @@ FATAL_ONLY = 4
 
 
 class OnnxRuntimeEngine(Engine):
-    """An onnxruntime.InferenceSession."""
+    """An onnxruntime.InferenceSession, as `session`."""
 
     def __init__(self, session: Any) -> None:
-        self._session = session
+        self.session = session
         self._output_names = [output.name for output in session.get_outputs()]
 
     def run(self, inputs: Mapping[str, np.ndarray[Any, Any]]) -> dict[str, np.ndarray[Any, Any]]:
-        values = self._session.run(self._output_names, dict(inputs))
+        values = self.session.run(self._output_names, dict(inputs))
         return dict(zip(self._output_names, values, strict=True))
 
     @property
     def input_specs(self) -> list[tuple[str, str, list[int | str | None]]]:
         """Name, ONNX type text and shape of every input."""
-        return [(item.name, item.type, list(item.shape)) for item in self._session.get_inputs()]
+        return [(item.name, item.type, list(item.shape)) for item in self.session.get_inputs()]
 
 
 def open_payload(entry: Path, manifest: Manifest, threads: int | None) -> Engine:

@@ -1,0 +1,104 @@
+"""The memory of a decoder's states: one row a text, shared by past and present so that no call copies it.
+
+A state with room for tokens (keys, values) starts small and doubles, up to the context's length; its arrays are zeroed
+by the system when they are first touched, so that room which no token reached takes no memory. A state of fixed size
+(a recurrent one) is read from one array and written to another, since nothing says that its kernel may work in place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from compiler.runtime.manifest import Manifest
+
+FIRST_CAPACITY = 256
+Array = np.ndarray[Any, Any]
+
+
+@dataclass
+class StateBuffer:
+    """One state: `past` and `present` are names, the arrays [rows, ...]. `room` is the axis of tokens, if it has one.
+
+    The two arrays are the same where there is such an axis.
+    """
+
+    past: str
+    present: str
+    room: int | None
+    past_array: Array
+    present_array: Array
+
+
+class StateBuffers:
+    """All states of `rows` texts at once. `capacity` is how many tokens they have room for."""
+
+    def __init__(self, manifest: Manifest, rows: int, limit: int | None) -> None:
+        """`limit` is the context's length; None lets the capacity grow for ever."""
+        assert manifest.generation is not None
+        self.rows = rows
+        self.limit = limit
+        self.capacity = FIRST_CAPACITY if limit is None else min(FIRST_CAPACITY, limit)
+        specs = {spec.name: spec for spec in manifest.inputs}
+        self.states = []
+        for state in manifest.generation.states:
+            spec = specs[state.past]
+            room = next((axis for axis, dim in enumerate(spec.shape) if axis > 0 and isinstance(dim, str)), None)
+            sizes = [self.capacity if isinstance(dim, str) else dim for dim in spec.shape[1:]]
+            past = np.zeros([rows, *sizes], spec.dtype)
+            present = past if room is not None else np.zeros_like(past)
+            self.states.append(StateBuffer(state.past, state.present, room, past, present))
+
+    @property
+    def recurrent(self) -> bool:
+        """Whether a state has no room for tokens: then tokens that were read cannot be taken back."""
+        return any(state.room is None for state in self.states)
+
+    @property
+    def bytes(self) -> int:
+        """What all arrays take once every token of their capacity has been used."""
+        return sum({id(a): a.nbytes for s in self.states for a in (s.past_array, s.present_array)}.values())
+
+    def fits(self, tokens: int) -> bool:
+        """Whether there is room for so many tokens in a row."""
+        return tokens <= self.capacity
+
+    def grow(self, tokens: int, used: int) -> None:
+        """Make room for `tokens` in every row and keep the first `used`. One state at a time, to spare memory."""
+        capacity = self.capacity
+        while capacity < tokens:
+            capacity *= 2
+        self.capacity = capacity if self.limit is None else min(capacity, max(self.limit, tokens))
+        for state in self.states:
+            if state.room is None:
+                continue
+            old = state.past_array
+            grown = np.zeros([*old.shape[: state.room], self.capacity, *old.shape[state.room + 1 :]], old.dtype)
+            kept = (slice(None),) * state.room + (slice(used),)
+            grown[kept] = old[kept]
+            state.past_array = state.present_array = grown
+
+    def move(self, source: int, target: int, used: int) -> None:
+        """Copy the first `used` tokens of a row to another."""
+        for state in self.states:
+            kept = (slice(None),) * (state.room - 1) + (slice(used),) if state.room is not None else ...
+            state.past_array[target][kept] = state.past_array[source][kept]
+
+    def clear(self, row: int) -> None:
+        """Forget a text. What was written where tokens had room is never read again, so only fixed states change."""
+        for state in self.states:
+            if state.room is None:
+                state.past_array[row] = 0
+
+    def keep(self, rows: slice) -> None:
+        """After a call: what it wrote of the fixed states is what the next one reads."""
+        for state in self.states:
+            if state.room is None:
+                state.past_array[rows] = state.present_array[rows]
+
+    def arrays(self, rows: slice) -> Sequence[tuple[str, Array, str, Array]]:
+        """Name and part of every input, then of every output, for a call with these rows."""
+        return [(s.past, s.past_array[rows], s.present, s.present_array[rows]) for s in self.states]
