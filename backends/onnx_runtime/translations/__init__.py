@@ -81,6 +81,7 @@ def load_all() -> dict[str, Translation]:
         recurrent,
         reductions,
         resize,
+        rotary,
         sampling,
         shapes,
         sizes,
