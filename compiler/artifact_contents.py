@@ -7,10 +7,14 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
+
 from compiler.artifact import ArtifactContents
+from compiler.generation_record import generation_record
 from compiler.model_name import model_name
 from compiler.program import Dimension, TensorSpec
 from compiler.runtime.manifest import PassRecord, Scalar, TensorRecord
+from compiler.states import KEPT_POSITIONS
 
 if TYPE_CHECKING:
     from compiler.backend import Lowered
@@ -21,6 +25,7 @@ if TYPE_CHECKING:
     from compiler.target import Target
 
 GOLDEN_SAMPLE_COUNT = 2
+GOLDEN_TOKEN_COUNT = 16
 RECORDED_PACKAGES = ("torch", "transformers", "onnx", "onnxscript", "onnxruntime", "numpy")
 
 
@@ -50,6 +55,7 @@ def artifact_contents(
         recipe=recipe.text(),
         passes=tuple(PassRecord(spec.name, _scalars(spec.options)) for spec in recipe.passes or ()),
         tokenizer=program.tokenizer,
+        generation=generation_record(program),
         versions=_versions(),
         notes=tuple(program.notes),
         runs_here=target.is_host,
@@ -59,9 +65,21 @@ def artifact_contents(
 def golden_batch(program: Program, data: Dataset) -> Batch:
     """A few samples of the scoring data, or the example inputs where samples cannot be told apart."""
     batch = data.scoring[0] if data.scoring else program.example_inputs
-    first_dims = {spec.shape[0] if spec.shape else None for spec in program.inputs}
+    first_dims = {spec.shape[0] if spec.shape else None for spec in program.inputs[: len(batch)]}
     by_sample = len(first_dims) == 1 and isinstance(next(iter(first_dims)), Dimension)
+    if program.states:
+        return golden_prompt(program, batch)
     return tuple(tensor[:GOLDEN_SAMPLE_COUNT].contiguous() for tensor in batch) if by_sample else batch
+
+
+def golden_prompt(program: Program, batch: Batch) -> Batch:
+    """The start of one text, without padding, and the logits of its last token alone: a vocabulary is large."""
+    count = min(GOLDEN_TOKEN_COUNT, int(batch[1][0].sum()) if len(batch) > 1 else batch[0].shape[1])
+    inputs = program.complete(tuple(tensor[:1, :count].contiguous() for tensor in batch[:2]))
+    last = torch.tensor([count - 1])
+    return tuple(
+        last if spec.name == KEPT_POSITIONS else tensor for spec, tensor in zip(program.inputs, inputs, strict=True)
+    )
 
 
 def evidence_summary(result: CompileResult) -> dict[str, Scalar]:

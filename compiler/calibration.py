@@ -59,10 +59,10 @@ class ActivationStatistics:
 def activation_statistics(program: Program, nodes: Iterable[fx.Node], data: Dataset) -> dict[str, ActivationStatistics]:
     """Statistics by node name, for nodes with a float value of rank 2 or more. Empty without calibration data."""
     wanted = {node for node in nodes if _is_activation(node)}
-    gathered: dict[str, _Gathering] = {node.name: _Gathering() for node in wanted}
+    gathered: dict[str, Gathering] = {node.name: Gathering() for node in wanted}
     for batch in data.calibration:
         with torch.no_grad():
-            _Recorder(program.graph_module, wanted, gathered, data, batch).run(*batch)
+            _Recorder(program.graph_module, wanted, gathered, data, batch).run(*program.complete(batch))
     return {name: one.finished() for name, one in gathered.items() if one.row_count}
 
 
@@ -83,7 +83,7 @@ def cached_statistics(
     return known[1].get(node.name)
 
 
-class _Gathering:
+class Gathering:
     """Sums that become ActivationStatistics."""
 
     def __init__(self) -> None:
@@ -124,7 +124,7 @@ class _Recorder(fx.Interpreter):
         self,
         module: fx.GraphModule,
         wanted: set[fx.Node],
-        gathered: dict[str, _Gathering],
+        gathered: dict[str, Gathering],
         data: Dataset,
         batch: tuple[Tensor, ...],
     ) -> None:

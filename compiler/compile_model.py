@@ -105,7 +105,9 @@ def compile_model(
         progress("measuring the artifact")
         payload = None
         if draft.session is not None:
-            payload = measure_payload(draft.session, captured, reference_outputs(captured, data.scoring), data)
+            payload = measure_payload(
+                draft.session, program, captured, reference_outputs(captured, data.scoring), data
+            )
         result = CompileResult(
             recipe=recipe,
             captured=captured,

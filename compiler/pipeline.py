@@ -13,11 +13,12 @@ from torch import Tensor
 from compiler.errors import CompilerError
 from compiler.evidence import Evidence, Probe
 from compiler.evidence.cost import flops, peak_memory_bytes, weight_bytes
-from compiler.evidence.fidelity import measure_fidelity, reference_outputs
+from compiler.evidence.fidelity import Reference, measure_fidelity, reference_outputs
 from compiler.grafting import apply_graft
 from compiler.program import Program, TrailEntry
 from compiler.recipe import spec_of
 from compiler.rewriting import Graft, Pass, PassContext, PassResult, Rewrite, option_values
+from compiler.states import MASK
 
 TOLERANCE = {"float64": 1e-9, "float32": 1e-4, "bfloat16": 5e-2, "float16": 1e-2}
 """Largest error of a rewrite relative to the largest output, by dtype of the output: rounding in another order, no
@@ -82,7 +83,7 @@ class Pipeline:
                 self.hooks.after_pass(name=one.name, program=program, result=result)
         return program, before, records
 
-    def take_evidence(self, program: Program, reference: Sequence[Tensor], started: float) -> Evidence:
+    def take_evidence(self, program: Program, reference: Reference, started: float) -> Evidence:
         """Fidelity to `reference` on the scoring data, cost, and the scores of every probe that applies."""
         data = self.context.data
         fidelity = measure_fidelity(program, reference, data, data.scoring) if data.scoring else None
@@ -97,14 +98,16 @@ class Pipeline:
             peak_memory_bytes=peak_memory_bytes(),
         )
 
-    def _run_one(
-        self, one: Pass, program: Program, reference: Sequence[Tensor], ran: list[str]
-    ) -> tuple[Program, PassResult]:
+    def _run_one(self, one: Pass, program: Program, reference: Reference, ran: list[str]) -> tuple[Program, PassResult]:
         if isinstance(one, Graft):
             return apply_graft(one, program, reference, self.context)
         assert isinstance(one, Rewrite)
         after = program.copy()
         result = one.rewrite(after, self.context)
+        if one.whole_model and result.refusals:
+            refusal = result.refusals[0]
+            hint = "It takes the whole model or none of it: leave the pass out, or change the model there."
+            raise CompilerError(f"running {one.name}", refusal.reason, hint, refusal.node)
         if not result.changed:
             return program, result
         after.refresh()
@@ -126,8 +129,10 @@ def check_exact(name: str, before: Program, after: Program, context: PassContext
     worst = 0.0
     batches = [before.example_inputs, *context.data.calibration[:1]]
     for batch in batches:
-        for spec, left, right in zip(before.outputs, before.run(*batch), after.run(*batch), strict=True):
-            error = relative_error(right, left)
+        expected, found = before.run(*before.complete(batch)), after.run(*after.complete(batch))
+        for spec, left, right in zip(before.outputs, expected, found, strict=not after.states):
+            kept = tokens_that_count(before, after, batch, left)
+            error = relative_error(right[kept], left[kept])
             allowed = context.tolerance if context.tolerance is not None else TOLERANCE.get(spec.dtype, 0.0)
             if not error <= allowed:
                 earlier = f" after {', '.join(ran)}" if ran else ""
@@ -136,6 +141,15 @@ def check_exact(name: str, before: Program, after: Program, context: PassContext
                 raise CompilerError(f"checking that {name} is exact", problem, hint)
             worst = max(worst, error)
     return worst
+
+
+def tokens_that_count(before: Program, after: Program, batch: Sequence[Tensor], output: Tensor) -> Any:
+    """Where an output [batch, tokens, ...] is compared: everywhere, or without the padding that an incremental Program
+    reads like any other token, since it keeps no mask of the past.
+    """
+    mask = next((one for spec, one in zip(before.inputs, batch, strict=False) if spec.name == MASK), None)
+    became_incremental = bool(after.states) and not before.states
+    return mask.bool() if became_incremental and mask is not None and output.shape[:2] == mask.shape else ...
 
 
 def relative_error(found: Tensor, expected: Tensor) -> float:

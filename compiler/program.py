@@ -19,6 +19,7 @@ from compiler.errors import CompilerError
 from compiler.propagation import mark_current, propagate_values
 from compiler.regions import close_regions, copy_regions, drop_unused_modules
 from compiler.runtime.manifest import DimensionRange
+from compiler.states import State, incremental_inputs
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,8 @@ class Program:
     `example_inputs` are small real tensors in the order of `inputs`, with every symbolic dim at least 2. `role` is what
     the frontend found the model to be (encoder, causal-lm, classifier, seq2seq) or unknown. `tokenizer` is a folder or
     file to read the tokenizer from. `source` names the model for people. `description` and `metadata` are the model
-    file's own words, such as the names of its classes; backends pass them on.
+    file's own words, such as the names of its classes; backends pass them on. `states` are what an incremental Program
+    keeps between calls (compiler/states.py). `context_length` is the most tokens a language model was made for.
     """
 
     graph_module: fx.GraphModule
@@ -84,6 +86,8 @@ class Program:
     notes: list[str] = field(default_factory=list)
     description: str = ""
     metadata: dict[str, str] = field(default_factory=dict)
+    states: tuple[State, ...] = ()
+    context_length: int | None = None
 
     @property
     def graph(self) -> fx.Graph:
@@ -108,6 +112,10 @@ class Program:
         with torch.no_grad():
             outputs = self.graph_module(*inputs)
         return tuple(outputs)
+
+    def complete(self, batch: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """A batch of data as inputs: an incremental Program reads it from the start and gives every token's logits."""
+        return incremental_inputs(self, batch) if self.states else tuple(batch)
 
     def copy(self) -> Program:
         """A Program with a graph of its own and the same weight tensors."""

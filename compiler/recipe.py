@@ -124,10 +124,15 @@ def parse_passes(text: str) -> tuple[PassSpec, ...]:
 def build_passes(
     specs: tuple[PassSpec, ...], known: Mapping[str, type[Pass]], pipelines: Mapping[str, str]
 ) -> list[Pass]:
-    """Instances of the named passes; a pipeline name stands for the passes of its text. Nothing has run by then."""
+    """Instances of the named passes, and before each those that it requires; a pipeline name stands for the passes of its
+    text. Nothing has run by then.
+    """
     built: list[Pass] = []
     for spec in specs:
         if spec.name in known:
+            for required in parse_passes(",".join(known[spec.name].requires)):
+                ran = {one.name for one in built}
+                built.extend(one for one in build_passes((required,), known, pipelines) if one.name not in ran)
             built.append(options.build(known[spec.name], spec.options))
         elif spec.name in pipelines:
             if spec.options:

@@ -7,7 +7,7 @@ back when a budget does not hold is the pipeline's work, the same for every graf
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -70,6 +70,10 @@ class Pass(ABC):
 
     name: ClassVar[str]
     family: ClassVar[str | None] = None
+    requires: ClassVar[tuple[str, ...]] = ()
+    """Passes and pipelines that run before it where they have not been asked for."""
+    whole_model: ClassVar[bool] = False
+    """Whether it changes all of a model or refuses: then its refusal ends the compile."""
 
     @property
     def summary(self) -> str:
@@ -110,6 +114,13 @@ class Graft(Pass):
     @abstractmethod
     def propose(self, site: Site, program: Program, context: PassContext) -> Replacement | Refusal:
         """A stand-in initialised from the site's weights, or why there is none. Leaves the Program as it is."""
+
+    def propose_all(
+        self, sites: Sequence[Site], program: Program, context: PassContext
+    ) -> Iterator[Replacement | Refusal]:
+        """A proposal for each site in turn: for grafts whose proposals depend on those before them."""
+        for site in sites:
+            yield self.propose(site, program, context)
 
 
 def option_values(one: Pass) -> dict[str, Any]:

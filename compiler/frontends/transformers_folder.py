@@ -21,7 +21,7 @@ from compiler.frontends.tokenizer_files import tokenizer_of_folder
 from compiler.frontends.torch_export import capture
 from compiler.frontends.traced_module import Readout
 from compiler.frontends.transformers_inputs import dynamic_dims, example_inputs
-from compiler.frontends.transformers_model import build_model, model_class, read_config, refuse_missing, role_of
+from compiler.frontends.transformers_model import build_model, context_length, model_class, read_config, refuse_missing, role_of
 from compiler.frontends.transformers_offline import transformers_offline
 from compiler.hookspecs import hookimpl
 from compiler.program import Program, dtype_name
@@ -78,6 +78,7 @@ def captured(
         clone=False,
     )
     refuse_missing(doing, missing, set(program.weights()))
+    program.context_length = context_length(model.config)
     if tokenizer is None and "input_ids" in given:
         program.notes.append("no tokenizer could be read: texts cannot be given to the artifact")
     return program

@@ -37,6 +37,13 @@ def role_of(model: Any) -> str:
     return next((role for ending, role in ROLES if name.endswith(ending)), "unknown")
 
 
+def context_length(config: Any) -> int | None:
+    """The most tokens that a text model was made for, as its config says under one of its names."""
+    text = getattr(config, "text_config", config)
+    found = (getattr(text, name, None) for name in ("max_position_embeddings", "n_positions"))
+    return next((int(length) for length in found if isinstance(length, int) and length > 0), None)
+
+
 def read_config(doing: str, folder: Path) -> Any:
     """The folder's transformers config. Raises CompilerError when it is damaged or of an unknown kind."""
     import transformers

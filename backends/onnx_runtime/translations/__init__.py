@@ -58,6 +58,7 @@ def load_all() -> dict[str, Translation]:
         algebra,
         arithmetic,
         attention,
+        cached_attention,
         casts,
         channels,
         comparison,
