@@ -20,6 +20,7 @@ from compiler.cli.commands.inspect import inspect
 from compiler.cli.commands.new_plugin import new_plugin
 from compiler.cli.commands.passes import passes
 from compiler.cli.commands.run import run
+from compiler.cli.commands.serve import serve
 from compiler.cli.commands.targets import targets
 from compiler.cli.commands.verify import verify
 
@@ -30,7 +31,7 @@ USAGE = """Usage: compile MODEL [OPTIONS] -o OUT
 """
 
 COMMANDS = (
-    run, bench, verify, inspect, explain, diff, passes, backends, targets, new_plugin, doctor, completion,
+    run, serve, bench, verify, inspect, explain, diff, passes, backends, targets, new_plugin, doctor, completion,
 )  # fmt: skip
 
 

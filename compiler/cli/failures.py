@@ -16,6 +16,7 @@ OPTIONAL_PACKAGES = {
     **dict.fromkeys(
         ("torch", "transformers", "safetensors", "onnx", "onnxscript", "onnx_ir", "tomli_w", "jinja2"), "compile"
     ),
+    **dict.fromkeys(("starlette", "uvicorn"), "serve"),
 }
 """Import name -> the extra of this distribution that brings it."""
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 import types
 import typing
 from dataclasses import MISSING, Field, fields, is_dataclass
@@ -15,6 +16,8 @@ from functools import cache
 from typing import Any, Never, TypeVar
 
 Built = TypeVar("Built")
+
+WORDS: dict[type, str] = {str: "a string", int: "an integer", float: "a number", bool: "true or false"}
 
 
 class MalformedJsonError(ValueError):
@@ -77,10 +80,9 @@ def _build(kind: Any, value: Any, where: str) -> Any:
 
 def _build_scalar(kind: Any, value: Any, where: str) -> Any:
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        _expect(abs(value) <= sys.float_info.max, "a smaller number", value, where)
         return float(value)
-    _expect(
-        isinstance(value, kind) and (kind is bool or not isinstance(value, bool)), f"a {kind.__name__}", value, where
-    )
+    _expect(isinstance(value, kind) and (kind is bool or not isinstance(value, bool)), WORDS[kind], value, where)
     return value
 
 

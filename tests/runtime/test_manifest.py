@@ -74,13 +74,13 @@ def test_any_json_is_a_manifest_or_a_clear_refusal(manifest: Manifest, value: ob
 @pytest.mark.parametrize(
     ("name", "value", "problem"),
     [
-        ("inputs", [{"name": "x", "dtype": "float32", "shape": [1.5]}], r"inputs\[0\].shape\[0\]: expected a int"),
+        ("inputs", [{"name": "x", "dtype": "float32", "shape": [1.5]}], r"inputs\[0\].shape\[0\]: expected an integer"),
         ("inputs", [{"name": "x", "dtype": "float32"}], r"inputs\[0\].shape: it is missing"),
         ("inputs", [{"name": "x", "dtype": "float32", "shape": ["time"]}], "dim 'time' is not among the dimensions"),
-        ("target", 3, "target: expected a str, found 3"),
+        ("target", 3, "target: expected a string, found 3"),
         ("colour", "red", "colour: there is no such entry"),
         ("golden", {"file": "other.npz", "tolerance": 0.1}, "golden.file: 'other.npz' is not among the files"),
-        ("golden", {"file": "golden.npz", "tolerance": True}, "golden.tolerance: expected a float, found True"),
+        ("golden", {"file": "golden.npz", "tolerance": True}, "golden.tolerance: expected a number, found True"),
         ("files", {"model.onnx": {"sha256": "abc", "bytes": 3}}, "it has no valid sha256"),
     ],
 )

@@ -16,6 +16,7 @@ PACKAGES = {
     "running artifacts": ("numpy", "onnxruntime", "tokenizers"),
     "compiling": ("torch", "transformers", "safetensors", "onnx", "onnxscript", "onnx_ir", "tomli_w", "jinja2"),
     "reading .gguf files": ("gguf", "accelerate"),
+    "serving": ("starlette", "uvicorn"),
     "the command": ("cyclopts", "rich", "pluggy"),
 }
 NOTABLE_INSTRUCTIONS = (

@@ -1,0 +1,1 @@
+"""`compile serve`: the OpenAI chat and completions protocol over HTTP, in front of one generation engine."""
