@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 
 from compiler.runtime.generation.decoder import Decoder
 from compiler.runtime.generation.prompt_lookup import PromptLookup
@@ -31,9 +30,7 @@ class Continuation:
     def read(self, row: int, chunk: int) -> Array | None:
         """Read the next `chunk` tokens of the prompt: None, or with the last of them its logits [vocabulary]."""
         prompt = self.request.prompt
-        started = time.perf_counter()
         logits = self._decoder.extend(row, prompt[self._read : self._read + chunk])
-        self.request.timing.prefill_seconds += time.perf_counter() - started
         self._read += chunk
         return logits[-1] if self._read >= len(prompt) else None
 
@@ -72,9 +69,7 @@ class Continuation:
         if not drafts:
             return None
         before = self._decoder.lengths[row]
-        started = time.perf_counter()
         logits = self._decoder.extend(row, [self.request.tokens[-1], *drafts], kept=len(drafts) + 1)
-        self.request.timing.decode_seconds += time.perf_counter() - started
         for count, scores in enumerate(logits, 1):
             ended = self.take(scores)
             if ended or count > len(drafts) or self.request.tokens[-1] != drafts[count - 1]:
@@ -87,13 +82,3 @@ class Continuation:
             return []
         left = self._speculate if self._most is None else self._most - len(self.request.tokens) - 1
         return self._lookup.draft(min(self._speculate, left))
-
-
-def decode(decoder: Decoder, continuations: Sequence[Continuation]) -> Array:
-    """One call for the texts in the first rows: logits [texts, vocabulary]."""
-    started = time.perf_counter()
-    logits = decoder.decode([continuation.request.tokens[-1] for continuation in continuations])
-    seconds = time.perf_counter() - started
-    for continuation in continuations:
-        continuation.request.timing.decode_seconds += seconds
-    return logits

@@ -12,15 +12,17 @@ are kept without gaps: the running texts stand first, the one whose prompt is be
 from __future__ import annotations
 
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from compiler.errors import CompilerError
 from compiler.runtime.generation.chat_template import Message
-from compiler.runtime.generation.continuation import Continuation, decode
+from compiler.runtime.generation.continuation import Continuation
 from compiler.runtime.generation.decoder import CHUNK, Decoder
 from compiler.runtime.generation.request import CANCELLED, Request, Token
 from compiler.runtime.generation.sampling import SamplingOptions
@@ -29,12 +31,37 @@ from compiler.runtime.generation.text_codec import TextCodec
 SHARED_CHUNK = 128
 """Tokens of a prompt that are read between two steps of the texts that already run."""
 
+LONGEST_DRAFT = 64
+
+
+@dataclass
+class Totals:
+    """What an engine has done: tokens of all texts, and the seconds that they took together."""
+
+    prefill_tokens: int = 0
+    prefill_seconds: float = 0.0
+    decode_tokens: int = 0
+    decode_seconds: float = 0.0
+
+    @property
+    def prefill_speed(self) -> float | None:
+        """Tokens a second; None where there were none."""
+        return self.prefill_tokens / self.prefill_seconds if self.prefill_tokens else None
+
+    @property
+    def decode_speed(self) -> float | None:
+        """Tokens a second, of all texts that ran side by side; None where there were none."""
+        return self.decode_tokens / self.decode_seconds if self.decode_tokens else None
+
 
 class Engine:
     """An open artifact that continues up to `slots` texts at a time; further ones wait in turn."""
 
     def __init__(self, decoder: Decoder, codec: TextCodec, speculate: int = 0) -> None:
         """`speculate` is how many tokens are drafted from the text itself while one greedy text runs alone."""
+        if not 0 <= speculate <= LONGEST_DRAFT:
+            problem = f"{speculate} tokens cannot be drafted at a time"
+            raise CompilerError("starting speculation", problem, f"Give 0 (none) to {LONGEST_DRAFT}.")
         if speculate and decoder.recurrent:
             problem = "a state of fixed size cannot take tokens back that were drafted wrongly"
             raise CompilerError("starting speculation", problem, "Leave --speculate out for this model.")
@@ -42,6 +69,7 @@ class Engine:
         self.context_length = decoder.context_length
         self.slots = decoder.rows
         self.codec = codec
+        self.totals = Totals()
         self._decoder = decoder
         self._speculate = speculate
         self._changed = threading.Condition()
@@ -142,7 +170,9 @@ class Engine:
             except CompilerError as error:
                 self._fail(error)
             except Exception as error:  # anything else would leave those who wait waiting for ever
-                self._fail(CompilerError("generating", f"{type(error).__name__}: {error}", "This is a bug in regraft."))
+                failure = CompilerError("generating", f"{type(error).__name__}: {error}", "This is a bug in regraft.")
+                failure.__cause__ = error
+                self._fail(failure)
 
     def _next_work(self) -> bool:
         """Wait for something to do, drop what was cancelled and give a free row away. False: closed, all done."""
@@ -187,9 +217,12 @@ class Engine:
         if reading is None:
             return
         row = len(self._running)
-        logits = reading.read(row, SHARED_CHUNK if self._running else CHUNK)
+        started, chunk = time.perf_counter(), SHARED_CHUNK if self._running else CHUNK
+        logits = reading.read(row, chunk)
+        self.totals.prefill_seconds += time.perf_counter() - started
         if logits is None:
             return
+        self.totals.prefill_tokens += len(reading.request.prompt)
         self._reading = None
         self._running.append(reading)
         if reading.take(logits):
@@ -200,12 +233,15 @@ class Engine:
         running = self._running
         if not running:
             return
+        started, before = time.perf_counter(), sum(len(continuation.request.tokens) for continuation in running)
         drafted = running[0].draft_and_verify(0) if len(running) == 1 else None
         if drafted is not None:
             ended = [drafted]
         else:
-            logits = decode(self._decoder, running)
+            logits = self._decoder.decode([continuation.request.tokens[-1] for continuation in running])
             ended = [continuation.take(scores) for continuation, scores in zip(running, logits, strict=True)]
+        self.totals.decode_seconds += time.perf_counter() - started
+        self.totals.decode_tokens += sum(len(continuation.request.tokens) for continuation in running) - before
         for row in reversed(range(len(ended))):
             if ended[row]:
                 self._release(row)

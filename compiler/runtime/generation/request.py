@@ -28,19 +28,15 @@ class Token:
 
 @dataclass
 class Timing:
-    """When things happened, in seconds of time.perf_counter(). `prefill_seconds` and `decode_seconds` are what the
-    model's calls for this text took, each shared with the texts that decoded beside it.
-    """
+    """When things happened, in seconds of time.perf_counter()."""
 
     submitted: float = field(default_factory=time.perf_counter)
     first_token: float | None = None
     finished: float | None = None
-    prefill_seconds: float = 0.0
-    decode_seconds: float = 0.0
 
     @property
     def seconds_to_first_token(self) -> float | None:
-        """From the submission on, waiting included."""
+        """From the submission on, waiting included; None before it."""
         return None if self.first_token is None else self.first_token - self.submitted
 
 
