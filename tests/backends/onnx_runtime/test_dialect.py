@@ -16,7 +16,8 @@ import compiler.ops.dynamic_quantized_linear
 import compiler.ops.linear_attention
 import compiler.ops.quantized_embedding
 import compiler.ops.quantized_linear
-import compiler.ops.rms_norm  # noqa: F401
+import compiler.ops.rms_norm
+import compiler.ops.rotary_embedding  # noqa: F401
 from compiler.backends.onnx_runtime.kernels import require_real_kernels
 from compiler.errors import CompilerError
 
@@ -152,6 +153,29 @@ def test_rms_norm(tmp_path: Path) -> None:
     module = _WithTensors(lambda x, weight: ops.rms_norm(x, weight, 1e-6), weight=torch.rand(16))
     lowered = LoweredProgram(captured(module, x=torch.randn(2, 5, 16)), tmp_path)
     assert lowered.largest_error(torch.randn(3, 5, 16)) < 1e-6
+
+
+@pytest.mark.parametrize("rotary_dim", [4, 8])
+@pytest.mark.parametrize("interleaved", [False, True])
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"),
+    [(torch.float32, 1e-6), (torch.float16, 1e-2), (torch.bfloat16, 5e-2), (torch.float64, 1e-12)],
+)
+def test_rotary_embedding(
+    rotary_dim: int, interleaved: bool, dtype: torch.dtype, tolerance: float, tmp_path: Path
+) -> None:
+    def turned(x: Tensor) -> Tensor:
+        angles = torch.arange(6)[None, :, None] * torch.arange(1, 1 + rotary_dim // 2)  # [1, tokens, rotary_dim / 2]
+        cos, sin = angles.to(torch.float64).cos().to(dtype), angles.to(torch.float64).sin().to(dtype)
+        there = ops.rotary_embedding(x.to(dtype), cos, sin, interleaved)
+        row_angles = (x[:, 0, :, :1] * angles).to(torch.float64)  # [batch, tokens, rotary_dim / 2]
+        again = ops.rotary_embedding(there, row_angles.cos().to(dtype), row_angles.sin().to(dtype), interleaved)
+        return again.to(torch.float64) if dtype == torch.float64 else again.float()
+
+    lowered = LoweredProgram(captured(_WithTensors(turned), x=torch.randn(2, 4, 6, 8, dtype=torch.float64)), tmp_path)
+    assert lowered.lowered.kernels.get("RotaryEmbedding", 0) == (0 if dtype == torch.float64 else 2)
+    for batch in (1, 2, 3):
+        assert lowered.largest_error(torch.randn(batch, 4, 6, 8, dtype=torch.float64)) < tolerance
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
