@@ -128,8 +128,7 @@ class _StoppingServer(uvicorn.Server):
         self.should_exit = True
         if self._admission.present:
             name = signal.Signals(sig).name
-            seconds = f"{self._grace_seconds:g} s"
-            message = f"{name}: {self._admission.present} requests may go on for {seconds}; again to stop at once"
+            message = f"{name}: what runs may go on for {self._grace_seconds:g} s; again to stop at once"
             print(message, file=sys.stderr, flush=True)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
