@@ -1,7 +1,7 @@
 """regraft::quantized_linear(x, weight, scales, zero_points, bias, bits, block_size, ...) -> y: weights in few bits.
 
     x [..., in], weight uint8 [out, blocks, block_size * bits / 8], scales [out, blocks]
-    zero_points uint8 [out, ceil(blocks * bits / 8)] or none (2 ** (bits - 1)), bias [out] or none
+    zero_points uint8 [out, ceil(blocks * bits / 8)], float [out, blocks] or none (2 ** (bits - 1)), bias [out] or none
     ->  y [..., out], dtype of x;   bits 2, 4 or 8;   blocks = ceil(in / block_size), the last one padded
 
     w[o, i] = (code[o, i] - zero[o, i // block_size]) * scales[o, i // block_size];   y = x @ w.T + bias
@@ -32,6 +32,8 @@ def dequantized_weight(weight: Tensor, scales: Tensor, zero_points: Tensor | Non
     codes = unpack_codes(weight, bits).float()  # [out, blocks, block_size]
     if zero_points is None:
         zero: Tensor | float = float(2 ** (bits - 1))
+    elif zero_points.is_floating_point():
+        zero = zero_points.float()[..., None]
     else:
         zero = unpack_zero_points(zero_points, bits, scales.shape[1]).float()[..., None]
     return ((codes - zero) * scales.float()[..., None]).flatten(1)[:, :inputs]

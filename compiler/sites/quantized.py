@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from torch import fx
 
-from compiler.patterns import argument, is_weight, upstream
+from compiler.patterns import LAYOUT, argument, is_weight, through, upstream
 from compiler.sites.names import refusal, weighted_name
 from compiler.sites.site import Refusal, Site
 
@@ -55,7 +55,8 @@ def match_quantized_activation(node: fx.Node) -> Site | None:
     )
 
 
-def _site(node: fx.Node, weight: fx.Node, inputs: tuple[fx.Node, ...], stored: list[fx.Node | None]) -> Site | Refusal:
+def _site(node: fx.Node, codes: fx.Node, inputs: tuple[fx.Node, ...], stored: list[fx.Node | None]) -> Site | Refusal:
+    weight = through(codes, LAYOUT)  # codes that a table shares with a product lie in the product's shape
     if any(part is not None and not _is_constant(part) for part in stored):
         return refusal("quantized", "its codes or scales are computed from inputs", node, str(weight.target))
     return Site(

@@ -11,6 +11,7 @@ from compiler.backends.onnx_runtime.graph_writer import MICROSOFT, GraphWriter
 from compiler.backends.onnx_runtime.translations import translates
 from compiler.backends.onnx_runtime.translations.shapes import shape_of
 from compiler.errors import CompilerError
+from compiler.patterns import value
 
 
 @translates("regraft.dynamic_quantized_linear.default")
@@ -51,12 +52,13 @@ def quantized_linear(
     accuracy_level: int,
 ) -> ir.Value:
     """x [..., in], weight uint8 [out, blocks, block_size * bits / 8]: weights only, in blocks."""
-    return w.emit(
+    between_codes = zero_points is not None and value(zero_points).is_floating_point()
+    product = w.emit(
         "MatMulNBits",
         w.value(x),
         w.value(weight),
         w.value(scales),
-        w.value(zero_points) if zero_points is not None else None,
+        w.value(zero_points) if zero_points is not None and not between_codes else None,
         None,
         w.value(bias) if bias is not None else None,
         domain=MICROSOFT,
@@ -66,6 +68,33 @@ def quantized_linear(
         block_size=block_size,
         accuracy_level=accuracy_level,
     )
+    if not between_codes:
+        return product
+    assert zero_points is not None
+    return w.emit("Add", product, _sums_times_offsets(w, x, scales, zero_points, bits, block_size))
+
+
+def _sums_times_offsets(
+    w: GraphWriter, x: fx.Node, scales: fx.Node, zero_points: fx.Node, bits: int, block_size: int
+) -> ir.Value:
+    """What zero points between the codes add to a product with the middle code as zero point.
+
+    x @ ((q - z) s).T = x @ ((q - middle) s).T + sums(x) @ ((middle - z) s).T with sums [..., blocks] over each block.
+    MatMulNBits takes zero points in float too, at a third of the speed.
+    """
+    shape = shape_of(x)
+    blocks = int(shape_of(scales)[1])
+    missing = blocks * block_size - int(shape[-1])
+    stored = w.program.weight(scales).detach()
+
+    def sums() -> ir.Value:
+        padding = w.constant([0] * (2 * len(shape) - 1) + [missing], np.int64)
+        padded = w.emit("Pad", w.value(x), padding) if missing else w.value(x)
+        split = w.emit("Reshape", padded, w.constant([0] * (len(shape) - 1) + [blocks, block_size], np.int64))
+        return w.emit("ReduceSum", split, w.constant([-1], np.int64), keepdims=0)
+
+    offsets = w.weight(zero_points, lambda points: ((2 ** (bits - 1) - points) * stored.to(points.device)).T, "offsets")
+    return w.emit("MatMul", w.shared(("sums of blocks", x, block_size), sums), offsets)
 
 
 @translates("regraft.quantized_embedding.default")
