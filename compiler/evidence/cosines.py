@@ -14,6 +14,6 @@ def row_cosines(left: Tensor, right: Tensor, dtype: torch.dtype = torch.float64)
     left, right = left.to(dtype), right.to(dtype)
     dot = torch.linalg.vecdot
     norms = dot(left, left).sqrt() * dot(right, right).sqrt()
-    cosines = (dot(left, right) / norms).double()
+    cosines = (dot(left, right) / norms).double().clamp(-1.0, 1.0)
     cosines = torch.where(norms == 0, (left == right).all(-1).double(), cosines)
     return torch.where(torch.isfinite(cosines), cosines, -1.0)

@@ -1,6 +1,7 @@
 """Data that evidence is taken on: text, jsonl, npz or a folder of these; without any, a small set that is shipped.
 
-Samples are split in two by turns: calibration samples are for passes to look at, scoring samples judge the result.
+Samples are split in two by turns: calibration samples are for passes to look at, scoring samples judge the result. A
+line of text is a sample, except for language models: these read windows of consecutive tokens (token_windows.py).
 """
 
 from __future__ import annotations
@@ -16,18 +17,19 @@ import torch
 from torch import Tensor
 
 from compiler.errors import CompilerError
+from compiler.evidence.language import MASK, TOKENS, is_language_model
+from compiler.evidence.random_inputs import random_batches
+from compiler.evidence.token_windows import SHIPPED_PROSE, token_windows
 from compiler.runtime.manifest import DimensionRange
 from compiler.runtime.tensor_file import read_tensors
 
 if TYPE_CHECKING:
-    from compiler.program import Program, TensorSpec
+    from compiler.program import Program
 
 SHIPPED_SENTENCES = Path(__file__).parent / "sentences.txt"
 SAMPLE_LIMIT = 512
 BATCH_SIZE = 16
 LONGEST_TEXT_TOKENS = 256
-RANDOM_BATCH_COUNT = 4
-BYTE_VALUES = 256
 
 Batch = tuple[Tensor, ...]
 
@@ -37,7 +39,7 @@ class Dataset:
     """Batches in the order of a Program's inputs.
 
     `scoring` judges, `calibration` is what passes may look at; they share no sample. `shipped` says that the user gave
-    no data. `mask_index` is the position of the input that marks padding, where there is one.
+    no data. `mask_index` is the position of the input that marks padding, where there is one. `unit` names a sample.
     """
 
     name: str
@@ -45,6 +47,7 @@ class Dataset:
     calibration: tuple[Batch, ...]
     shipped: bool = False
     mask_index: int | None = None
+    unit: str = "sample"
 
     @property
     def scoring_count(self) -> int:
@@ -88,12 +91,19 @@ def load_dataset(given: str | None, program: Program, seed: int = 0) -> Dataset:
             doing, "the folder holds no .txt, .jsonl or .npz file", "Put the data there, or leave --data out."
         )
     samples: list[str | Batch] = []
+    windows = _reads_windows(program)
     for file in files:
         if file.suffix not in READERS:
             raise CompilerError(
                 doing, f"{file.suffix or file.name!r} is no known kind of data", "Known kinds: .txt, .jsonl, .npz."
             )
-        samples.extend(READERS[file.suffix](f"reading data {file}", file, program))
+        read = _read_document if windows and file.suffix in DOCUMENTS else READERS[file.suffix]
+        samples.extend(read(f"reading data {file}", file, program))
+    documents = [sample for sample in samples if isinstance(sample, str)]
+    if windows and documents:
+        if len(documents) < len(samples):
+            raise CompilerError(doing, "it holds text and arrays", "Give one or the other.")
+        return _window_dataset(doing, path.name, documents, program, shipped=False)
     if len(samples) < 2:
         raise CompilerError(
             doing, f"it holds {len(samples)} samples", "At least two are needed: one to calibrate, one to score."
@@ -101,43 +111,34 @@ def load_dataset(given: str | None, program: Program, seed: int = 0) -> Dataset:
     return _split(path.name, samples[:SAMPLE_LIMIT], program, shipped=False)
 
 
-def example_batch(program: Program, sizes: dict[str, int], seed: int, limits: dict[str, int] | None = None) -> Batch:
-    """Random inputs of the given sizes of symbolic dims: normal floats, integers below `limits`, masks of ones.
-
-    Single integers, such as a sample rate, choose what a model does: they stay what they are in the example inputs.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    return tuple(
-        example
-        if not spec.shape and not example.is_floating_point()
-        else _random_input(spec, sizes, generator, limits or {})
-        for spec, example in zip(program.inputs, program.example_inputs, strict=True)
-    )
-
-
 def _shipped(program: Program, seed: int) -> Dataset:
+    if _reads_windows(program):
+        prose = [path.read_text(encoding="utf-8") for path in sorted(SHIPPED_PROSE.glob("*.txt"))]
+        return _window_dataset("reading data", "the prose shipped with Regraft", prose, program, shipped=True)
     if program.tokenizer is not None and any(spec.name == "input_ids" for spec in program.inputs):
         lines: list[str | Batch] = list(SHIPPED_SENTENCES.read_text(encoding="utf-8").splitlines())
         return _split("128 sentences shipped with Regraft", lines, program, shipped=True)
-    limits = _index_limits(program)
-    wider = _byte_limits(program) | limits
-    sizes = {d.name: d.range.nearest(2) for d in program.dimensions.values()}
-    if _runs(program, example_batch(program, sizes, seed, wider)):
-        limits = wider
-    batches = []
-    for index in range(2 * RANDOM_BATCH_COUNT):
-        sizes = {d.name: d.range.nearest(max(d.minimum, 2 + index % 3)) for d in program.dimensions.values()}
-        batches.append(example_batch(program, sizes, seed + 1 + index, limits))
-    usable = [batch for batch in batches if _runs(program, batch)] or [program.example_inputs]
-    return Dataset("random inputs", tuple(usable[::2]), tuple(usable[1::2]), True, _mask_index(program))
+    batches = random_batches(program, seed)
+    return Dataset("random inputs", tuple(batches[::2]), tuple(batches[1::2]), True, _mask_index(program))
 
 
-def _runs(program: Program, batch: Batch) -> bool:
-    try:
-        program.run(*batch)
-    except (RuntimeError, ValueError, IndexError):  # sizes that the model relates in a way the specs do not say
-        return False
-    return True
+def _reads_windows(program: Program) -> bool:
+    """Whether text comes in windows of tokens: for a language model whose inputs follow from tokens alone."""
+    names = {spec.name for spec in program.inputs}
+    return program.tokenizer is not None and is_language_model(program) and names <= {TOKENS, MASK}
+
+
+def _window_dataset(doing: str, name: str, documents: Sequence[str], program: Program, *, shipped: bool) -> Dataset:
+    found = token_windows(doing, documents, program, _token_range(program))
+    dtypes = {spec.name: getattr(torch, spec.dtype) for spec in program.inputs}
+
+    def batch(tokens: Tensor) -> Batch:
+        given = {TOKENS: tokens, MASK: torch.ones_like(tokens)}
+        return tuple(given[name].to(dtype) for name, dtype in dtypes.items())
+
+    scoring, calibration = (tuple(map(batch, half)) for half in (found.scoring, found.calibration))
+    unit = f"window of {found.length} tokens"
+    return Dataset(name, scoring, calibration, shipped, _mask_index(program), unit)
 
 
 def _split(name: str, samples: Sequence[str | Batch], program: Program, *, shipped: bool) -> Dataset:
@@ -179,6 +180,10 @@ def _token_range(program: Program) -> DimensionRange:
 def _read_text(doing: str, path: Path, program: Program) -> list[str | Batch]:
     _require_tokenizer(doing, program)
     return [line.strip() for line in _text_of(doing, path).splitlines() if line.strip()]
+
+
+def _read_document(doing: str, path: Path, program: Program) -> list[str | Batch]:
+    return [_text_of(doing, path)]
 
 
 def _read_jsonl(doing: str, path: Path, program: Program) -> list[str | Batch]:
@@ -228,6 +233,9 @@ def _read_npz(doing: str, path: Path, program: Program) -> list[str | Batch]:
     return [tuple(tensor[i : i + 1] for tensor in whole) for i in range(count)]
 
 
+DOCUMENTS = (".txt", ".md")
+"""Files that are one document each where documents matter."""
+
 READERS: dict[str, Callable[[str, Path, Any], list[str | Batch]]] = {
     ".txt": _read_text,
     ".md": _read_text,
@@ -273,36 +281,3 @@ def _require_tokenizer(doing: str, program: Program) -> None:
 def _mask_index(program: Program) -> int | None:
     names: Iterable[str] = (spec.name for spec in program.inputs)
     return next((index for index, name in enumerate(names) if name == "attention_mask"), None)
-
-
-def _random_input(
-    spec: TensorSpec, sizes: dict[str, int], generator: torch.Generator, limits: dict[str, int]
-) -> Tensor:
-    shape = [size if isinstance(size, int) else sizes.get(size.name, size.range.nearest(2)) for size in spec.shape]
-    dtype: torch.dtype = getattr(torch, spec.dtype)
-    if "mask" in spec.name or dtype == torch.bool:
-        return torch.ones(shape, dtype=dtype)
-    if dtype.is_floating_point:
-        return torch.randn(shape, generator=generator, dtype=torch.float32).to(dtype)
-    return torch.randint(0, limits.get(spec.name, 2), shape, generator=generator, dtype=dtype)
-
-
-def _byte_limits(program: Program) -> dict[str, int]:
-    """What integer inputs would be if they were bytes: more telling than zeros and ones where a model takes them."""
-    dtypes = {spec.name: getattr(torch, spec.dtype) for spec in program.inputs}
-    return {
-        name: min(BYTE_VALUES, torch.iinfo(dtype).max + 1)
-        for name, dtype in dtypes.items()
-        if not dtype.is_floating_point and dtype != torch.bool
-    }
-
-
-def _index_limits(program: Program) -> dict[str, int]:
-    """The vocabulary size of each input that an embedding site looks up."""
-    from compiler.sites import Site, find_sites
-
-    limits: dict[str, int] = {}
-    for site in find_sites(program, ("embedding",)):
-        if isinstance(site, Site) and site.inputs[0].op == "placeholder":
-            limits[site.inputs[0].name] = int(site.bindings["vocabulary_size"])
-    return limits

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from compiler.evidence import Fidelity
-from compiler.evidence.data import example_batch
 from compiler.evidence.fidelity import Reference, compare_with, main_output
+from compiler.evidence.random_inputs import example_batch
 from compiler.runtime.bench import Spread
 
 if TYPE_CHECKING:

@@ -1,0 +1,126 @@
+"""Text for language models: documents, split in two, each half joined and cut into windows of consecutive tokens.
+
+A language model is judged on what it says inside a text, so lines are no samples: a window is. Documents are shared out
+by turns, so that no document is in both halves; a single one is cut in the middle. From a large collection a passage of
+each of many documents is taken, not the whole of the first few.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+import torch
+from torch import Tensor
+
+from compiler.errors import CompilerError
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+    from compiler.program import Program
+    from compiler.runtime.manifest import DimensionRange
+
+SHIPPED_PROSE = Path(__file__).parent / "prose"
+"""Sixteen short documents, written for this purpose: 40 kB, about 9,000 tokens."""
+
+WINDOW_TOKENS = 256
+TYPICAL_WEIGHTS = 150e6
+SCORING_WINDOWS = (2, 8, 16)
+CALIBRATION_WINDOWS = (8, 32, 32)
+"""Least, at 150 million weights, and most: of a larger model fewer windows are read, of a smaller one more."""
+
+Item = TypeVar("Item")
+
+LEAST_TOKENS = 2
+CHARACTERS_A_TOKEN = 8
+"""More than any text has: enough is read, and not a library."""
+
+
+@dataclass(frozen=True)
+class TokenWindows:
+    """Token ids of both halves, a window [1, length] each; a text shorter than that is one shorter window."""
+
+    scoring: tuple[Tensor, ...]
+    calibration: tuple[Tensor, ...]
+    length: int
+
+
+def token_windows(doing: str, documents: Sequence[str], program: Program, allowed: DimensionRange) -> TokenWindows:
+    """Windows of `documents` for the language model `program`, which takes `allowed` tokens, read by its tokenizer.
+
+    Raises CompilerError when the documents are too short for a window in either half.
+    """
+    from compiler.tokenizer_folder import open_tokenizer
+
+    assert program.tokenizer is not None
+    tokenizer, record = open_tokenizer(program.tokenizer, allowed)
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    length = allowed.nearest(min(WINDOW_TOKENS, record.maximum_tokens or WINDOW_TOKENS))
+    weights = sum(weight.numel() for weight in program.weights().values())
+    calibration, scoring = _halves(documents)
+    found = TokenWindows(
+        scoring=_windows(scoring, tokenizer, length, _count(SCORING_WINDOWS, weights)),
+        calibration=_windows(calibration, tokenizer, length, _count(CALIBRATION_WINDOWS, weights)),
+        length=length,
+    )
+    if not found.scoring or not found.calibration:
+        hint = "Give at least two documents of a few sentences, or one of several paragraphs."
+        raise CompilerError(doing, "it holds too little text for a language model", hint)
+    return found
+
+
+def _count(bounds: tuple[int, int, int], weight_count: int) -> int:
+    """How many windows a model of that many weights is run on: the time of a pass over them stays alike."""
+    least, typical, most = bounds
+    return min(most, max(least, round(typical * TYPICAL_WEIGHTS / max(weight_count, 1))))
+
+
+def _halves(documents: Sequence[str]) -> tuple[Sequence[str], Sequence[str]]:
+    """Documents to calibrate and to score with."""
+    written = [document.strip() for document in documents if document.strip()]
+    if len(written) != 1:
+        return written[::2], written[1::2]
+    (whole,) = written
+    middle = len(whole) // 2
+    border = max(whole.rfind("\n\n", 0, middle), whole.rfind("\n", 0, middle) if "\n\n" not in whole else -1)
+    border = border if border > middle // 2 else whole.rfind(" ", 0, middle)
+    return [whole[:border]], [whole[border:].strip()]
+
+
+def _windows(documents: Sequence[str], tokenizer: Tokenizer, length: int, limit: int) -> tuple[Tensor, ...]:
+    """At most `limit` windows [1, length], evenly from all documents; one shorter one where they fill none."""
+    if not documents:
+        return ()
+    prefix = _prefix(tokenizer)
+    fresh = length - len(prefix)
+    share = max(fresh, -(-fresh * limit // len(documents))) * CHARACTERS_A_TOKEN
+    passages = [_passage(document, share) for document in _evenly(documents, limit)]
+    ids = tokenizer.encode("\n\n".join(passages), add_special_tokens=False).ids
+    starts = list(range(0, len(ids) - fresh + 1, fresh)) or [0]
+    windows = [torch.tensor([prefix + ids[start : start + fresh]]) for start in _evenly(starts, limit)]
+    return tuple(window for window in windows if window.shape[1] >= LEAST_TOKENS)
+
+
+def _prefix(tokenizer: Tokenizer) -> list[int]:
+    """What the tokenizer puts before a text, such as the token that begins a sequence."""
+    encoding = tokenizer.encode("a")
+    special = list(encoding.special_tokens_mask)
+    return list(encoding.ids[: special.index(0)]) if 0 in special else []
+
+
+def _passage(document: str, characters: int) -> str:
+    """The middle of a document, from the beginning of a line on."""
+    if len(document) <= characters:
+        return document
+    start = (len(document) - characters) // 2
+    return document[document.find("\n", start) + 1 :][:characters]
+
+
+def _evenly(items: Sequence[Item], limit: int) -> list[Item]:
+    """At most `limit` of the items, evenly spaced, in order."""
+    count = min(limit, len(items))
+    return [items[index * len(items) // count] for index in range(count)] if count else []
