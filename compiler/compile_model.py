@@ -70,7 +70,6 @@ def compile_model(
     from compiler.artifact_contents import artifact_contents, evidence_summary, files_bytes
     from compiler.evidence.cost import peak_memory_bytes
     from compiler.evidence.data import load_dataset
-    from compiler.evidence.fidelity import reference_outputs
     from compiler.evidence.payload import measure_payload
     from compiler.frontends import LoadOptions, load_model
     from compiler.pipeline import Pipeline
@@ -96,7 +95,8 @@ def compile_model(
     data = load_dataset(recipe.data, captured, recipe.seed)
     context = PassContext(target, data, recipe.max_drop, recipe.seed, progress=progress)
     probes = [probe() for probe in registry.probes().values()]
-    program, before, records = Pipeline(passes, context, registry.manager.hook, probes).run(captured)
+    pipeline = Pipeline(passes, context, registry.manager.hook, probes)
+    program, before, records = pipeline.run(captured)
 
     with staged_artifact(folder) as staging:
         progress(f"lowering with {backend.name}")
@@ -105,9 +105,7 @@ def compile_model(
         progress("measuring the artifact")
         payload = None
         if draft.session is not None:
-            payload = measure_payload(
-                draft.session, program, captured, reference_outputs(captured, data.scoring), data
-            )
+            payload = measure_payload(draft.session, program, captured, pipeline.reference, data)
         result = CompileResult(
             recipe=recipe,
             captured=captured,

@@ -47,7 +47,8 @@ class PassRecord:
 class Pipeline:
     """Passes in order, over one Program and one set of data.
 
-    `hooks` is pluggy's relay to the plugins' before_pass and after_pass.
+    `hooks` is pluggy's relay to the plugins' before_pass and after_pass. `reference` is what the captured Program gave
+    on the scoring data, once `run` has begun.
     """
 
     def __init__(
@@ -57,10 +58,11 @@ class Pipeline:
         self.context = context
         self.hooks = hooks
         self.probes = list(probes)
+        self.reference: Reference = ()
 
     def run(self, program: Program) -> tuple[Program, Evidence, list[PassRecord]]:
         """The Program after all passes, the evidence before the first, a record a pass. `program` is left alone."""
-        reference = reference_outputs(program, self.context.data.scoring)
+        self.reference = reference = reference_outputs(program, self.context.data.scoring)
         before = self.take_evidence(program, reference, time.perf_counter())
         records: list[PassRecord] = []
         evidence = before
@@ -70,8 +72,10 @@ class Pipeline:
             if self.hooks is not None:
                 self.hooks.before_pass(name=one.name, program=program, context=self.context)
             program, result = self._run_one(one, program, reference, [record.name for record in records])
-            if result.changed:
+            if result.changed and (isinstance(one, Graft) or one is self.passes[-1]):
                 evidence = self.take_evidence(program, reference, started)
+            elif result.changed:
+                evidence = self.carry_evidence(evidence, program, started)
             else:
                 evidence = replace(
                     evidence, seconds=time.perf_counter() - started, peak_memory_bytes=peak_memory_bytes()
@@ -94,6 +98,16 @@ class Pipeline:
             probes={
                 probe.name: probe.score(program, self.context.seed) for probe in self.probes if probe.applies(program)
             },
+            seconds=time.perf_counter() - started,
+            peak_memory_bytes=peak_memory_bytes(),
+        )
+
+    def carry_evidence(self, evidence: Evidence, program: Program, started: float) -> Evidence:
+        """Evidence after a rewrite that was proven exact: scores are those before it, cost is measured."""
+        return replace(
+            evidence,
+            weight_bytes=weight_bytes(program),
+            flops=flops(program),
             seconds=time.perf_counter() - started,
             peak_memory_bytes=peak_memory_bytes(),
         )

@@ -2,11 +2,12 @@
 
 Before:  logits = f(input_ids, attention_mask): every call reads all tokens; attention over keys of the same call
 After:   logits, present.* = f(input_ids, attention_mask, logit_positions, past_key_values.*): attention is
-         regraft::group_query_attention over buffers, positions follow each row's past, recurrent operators take and give
-         their state, and the head computes logits for the positions that are asked for (the last one while a prompt is
-         read)
-Shapes:  input_ids [batch, sequence]; attention_mask [batch, total_sequence], ones and then zeros; logit_positions [kept];
-         past_key_values.{i}.key and .value [batch, kv_heads, capacity, head_dim]; logits [batch, kept, vocabulary].
+         regraft::group_query_attention over buffers, positions follow each row's past, recurrent operators take and
+         give their state, and the head computes logits for the positions that are asked for (the last one while a
+         prompt is read)
+Shapes:  input_ids [batch, sequence]; attention_mask [batch, total_sequence], ones and then zeros;
+         logit_positions [kept]; logits [batch, kept, vocabulary]; past_key_values.{i}.key and
+         .value [batch, kv_heads, capacity, head_dim].
 Exact:   up to rounding: rows without padding in front give the captured model's logits for every token that is no
          padding, in whatever pieces a sequence is read; the pass itself reads one in pieces and compares every node.
 Refuses: attention to later tokens, or with a bias that is computed for whole sequences (ALiBi); inputs other than
@@ -25,7 +26,7 @@ from torch import fx
 
 from compiler.hookspecs import hookimpl
 from compiler.incremental.attention import RotaryCaches, attend_incrementally, refused_attention, rotation_of
-from compiler.incremental.inputs import InputWriter, replace_mask
+from compiler.incremental.inputs import replace_mask
 from compiler.incremental.positions import follow_past
 from compiler.incremental.proof import pieces_agree
 from compiler.incremental.recurrence import carry_state, recurrent_nodes, refused_recurrence

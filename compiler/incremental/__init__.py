@@ -1,1 +1,1 @@
-"""From a Program over whole sequences to one that reads new tokens and keeps states: the parts of `make-incremental`."""
+"""The parts of `make-incremental`: from whole sequences to new tokens and states."""

@@ -10,7 +10,18 @@ from torch import Tensor, fx
 
 from compiler.incremental.inputs import Counts, InputWriter
 from compiler.ops.group_query_attention import NO_WINDOW
-from compiler.patterns import aten, insert_call, is_call, only_user, permutation, replace, same_size, upstream, value
+from compiler.patterns import (
+    aten,
+    insert_call,
+    is_call,
+    only_user,
+    operands,
+    permutation,
+    replace,
+    same_size,
+    upstream,
+    value,
+)
 from compiler.program import Program
 from compiler.sites import Refusal, Site
 from compiler.states import BATCH, CAPACITY, State
@@ -57,7 +68,7 @@ def attend_incrementally(
     """Put the cached form in a site's place; its two states, and the nodes of their next values."""
     query, key, value_ = site.inputs[:3]
     head_dim, kv_heads = value(key).shape[3], int(site.bindings["kv_head_count"])
-    shape = [BATCH, kv_heads, CAPACITY, int(head_dim)]
+    shape: list[int | str] = [BATCH, kv_heads, CAPACITY, int(head_dim)]
     states = [State(f"past_key_values.{index}.{part}", f"present.{index}.{part}") for part in ("key", "value")]
     pasts = [writer.add(state.past, value(key).dtype, shape) for state in states]
     cos = sin = None
@@ -98,9 +109,8 @@ def rotation_of(site: Site) -> Rotation | None:
         return None
     if query.args[1:] != key.args[1:]:
         return None
-    (x, cos, sin, interleaved), (y, *_) = query.args, key.args
-    assert isinstance(x, fx.Node) and isinstance(y, fx.Node) and isinstance(cos, fx.Node) and isinstance(sin, fx.Node)
-    return Rotation(x, y, cos, sin, bool(interleaved))
+    x, cos, sin, interleaved = operands(query)
+    return Rotation(x, operands(key)[0], cos, sin, bool(interleaved))
 
 
 class RotaryCaches:
@@ -127,14 +137,14 @@ class RotaryCaches:
     def node(self, angles: fx.Node, before: fx.Node) -> fx.Node:
         """The table, read in front of `before`."""
         assert self.known(angles)
-        name = self._names[angles]
+        name = str(self._names[angles])
         known = [node for node in before.graph.find_nodes(op="get_attr") if node.target == name]
         if known:
-            return known[0]
+            return known[0]  # type: ignore[no-any-return]
         with before.graph.inserting_before(next(iter(before.graph.nodes))):
             node = before.graph.get_attr(name)
         with before.meta["val"].fake_mode as mode:
-            node.meta["val"] = mode.from_tensor(self._program.weight(str(name)), static_shapes=True)
+            node.meta["val"] = mode.from_tensor(self._program.weight(name), static_shapes=True)
         return node
 
     def _table(self, angles: fx.Node) -> Tensor | None:
@@ -151,7 +161,7 @@ class RotaryCaches:
                 is_count = same_size(node.meta["val"], value(tokens).shape[1])
                 environment[node] = self._context if is_count else 1
             elif node in needed:
-                interpreter.env = environment  # type: ignore[assignment]
+                interpreter.env = environment
                 with torch.no_grad():
                     environment[node] = interpreter.run_node(node)
         table = environment[twin]
@@ -179,9 +189,9 @@ def _replace_output(node: fx.Node, output: fx.Node, heads: int) -> None:
     user = only_user(node)
     if user is not None and permutation(user) == HEADS_FIRST:
         joined = only_user(user)
-        if joined is not None and is_call(joined, aten.reshape.default) and value(joined).dim() == 3:
-            if value(joined).shape[2] == value(output).shape[2]:
-                replace(joined, output)
-                return
+        joins = joined is not None and is_call(joined, aten.reshape.default) and value(joined).dim() == 3
+        if joined is not None and joins and value(joined).shape[2] == value(output).shape[2]:
+            replace(joined, output)
+            return
     split = insert_call(node, aten.unflatten.int, output, 2, [heads, -1])
     replace(node, insert_call(node, aten.transpose.int, split, 1, 2))

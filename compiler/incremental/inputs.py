@@ -65,7 +65,7 @@ class InputWriter:
             return size
         if size not in self._sizes:
             mode = self.batch.meta["val"].fake_mode
-            context = StatelessSymbolicContext(dynamic_sizes=[DimDynamic.DYNAMIC])
+            context: Any = StatelessSymbolicContext(dynamic_sizes=[DimDynamic.DYNAMIC])
             real = torch.empty(EXAMPLE_SIZES[size])
             fake = mode.from_tensor(real, source=ConstantSource(size), symbolic_context=context)
             self._sizes[size] = fake.shape[0]

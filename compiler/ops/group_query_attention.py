@@ -89,7 +89,7 @@ def _(
 
 def _heads(packed: Tensor, count: int) -> Tensor:
     """[batch, tokens, count * head_dim] as [batch, count, tokens, head_dim]."""
-    return packed.unflatten(2, (count, -1)).transpose(1, 2)
+    return packed.reshape(*packed.shape[:2], count, -1).transpose(1, 2)
 
 
 def _rotated(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
