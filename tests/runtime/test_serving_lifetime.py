@@ -235,3 +235,12 @@ def test_what_cannot_be_served_is_said_in_a_line(
             assert words in problem
             assert hint.startswith("Hint: ")
             assert shown == ""
+
+
+def test_a_missing_package_is_named_with_what_brings_it(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delitem(sys.modules, "compiler.runtime.serving.server")
+    monkeypatch.setitem(sys.modules, "uvicorn", None)
+    assert main(["serve", str(folder)]) == 1
+    assert capsys.readouterr().err == "starting: uvicorn is not installed\nHint: pip install 'regraft[serve]'\n"

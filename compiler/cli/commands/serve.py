@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
@@ -33,13 +34,13 @@ def serve(
     shared: Shared = SHARED,
 ) -> None:
     """Serve an artifact over HTTP to OpenAI's clients: chat, completions, models, streaming."""
-    with shared.terminal.working("starting"):
-        from compiler.runtime.serving.server import ServeOptions
-        from compiler.runtime.serving.server import serve as serve_artifact
+    from compiler.runtime.serving.server import ServeOptions
+    from compiler.runtime.serving.server import serve as serve_artifact
 
     options = ServeOptions(host, port, slots, threads, max_waiting, max_body_bytes, grace, api_key, quiet=shared.quiet)
 
     def announce(server: GenerationServer) -> None:
+        opening.close()
         if not server.loopback:
             protection = "whoever has the key" if api_key else "anyone, without a key (--api-key)"
             shared.terminal.warn(f"{host} can be reached from other machines: {protection} can use this server")
@@ -48,4 +49,6 @@ def serve(
         if not shared.quiet:
             print(f"{server.model}, {slots} slots; stop with Ctrl-C", file=sys.stderr, flush=True)
 
-    serve_artifact(folder, options, announce)
+    with ExitStack() as opening:
+        opening.enter_context(shared.terminal.working(f"opening {folder}"))
+        serve_artifact(folder, options, announce)
