@@ -65,13 +65,13 @@ def _parsed_once(path: Path) -> Iterator[Any]:
     """
     import gguf
 
-    made, readers = gguf.GGUFReader, gguf
-    file = made(path)
-    readers.GGUFReader = lambda *_: file  # type: ignore[assignment, misc]
+    make_reader = gguf.GGUFReader
+    file = make_reader(path)
+    gguf.GGUFReader = lambda *_: file
     try:
         yield file
     finally:
-        readers.GGUFReader = made  # type: ignore[misc]
+        gguf.GGUFReader = make_reader
 
 
 def _conversion(model: Any, file: Any) -> tuple[dict[str, str], Reorder]:

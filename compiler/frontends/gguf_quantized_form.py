@@ -116,12 +116,12 @@ def _replace(program: Program, name: str, sites: list[Site], blocks: BlockRows) 
         with graph.inserting_before(site.output):
             if site.kind == "linear":
                 bias = argument(site.output, "bias")
-                parts = (site.inputs[0], weight, scales, points, bias, blocks.bits, BLOCK_SIZE)
-                made = graph.call_function(_LINEAR, parts)
+                made = graph.call_function(
+                    _LINEAR, (site.inputs[0], weight, scales, points, bias, blocks.bits, BLOCK_SIZE)
+                )
             else:
                 rows = graph.call_function(aten.view.default, (weight, [len(blocks.weight), -1]))
-                parts = (site.inputs[0], rows, scales, points, blocks.bits, BLOCK_SIZE)
-                made = graph.call_function(_EMBEDDING, parts)
+                made = graph.call_function(_EMBEDDING, (site.inputs[0], rows, scales, points, blocks.bits, BLOCK_SIZE))
         made.meta = {key: held for key, held in site.output.meta.items() if key == "nn_module_stack"}
         replace(site.output, made)
     for node in floats:

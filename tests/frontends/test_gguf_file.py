@@ -11,6 +11,7 @@ from compiler.errors import CompilerError
 from compiler.frontends import LoadOptions, load_model
 from compiler.frontends.gguf_file import GgufFile
 from compiler.frontends.gguf_header import GgufDamageError, read_tensor_table
+from compiler.ops.quantized_linear import dequantized_weight
 from compiler.program import Program
 
 
@@ -35,15 +36,29 @@ class TestRealModel:
         assert [str(spec) for spec in smollm2.outputs] == ["logits: float32[batch, sequence, 49152]"]
         assert smollm2.role == "causal-lm"
         assert "lm_head.weight" not in smollm2.weights()
-        assert smollm2.weight("model.embed_tokens.weight").shape == (49152, 576)
+        assert smollm2.weight("model.embed_tokens.weight").shape == (49152, 18, 32)
 
     def test_its_weights_are_those_of_the_file(self, smollm2: Program):
         from gguf import GGUFReader, dequantize
 
         stored = {tensor.name: tensor for tensor in GGUFReader(smollm2_path()).tensors}
-        tensor = stored["blk.7.ffn_down.weight"]
-        expected = torch.from_numpy(dequantize(tensor.data, tensor.tensor_type))
-        assert torch.equal(smollm2.weight("model.layers.7.mlp.down_proj.weight"), expected)
+        for theirs, ours, bits in (
+            ("blk.7.ffn_down", "model.layers.7.mlp.down_proj", 4),
+            ("token_embd", "model.embed_tokens", 8),
+        ):
+            tensor = stored[f"{theirs}.weight"]
+            expected = torch.from_numpy(dequantize(tensor.data, tensor.tensor_type))
+            points = smollm2.weight(f"{ours}.zero_points") if bits == 4 else None
+            codes, scales = smollm2.weight(f"{ours}.weight"), smollm2.weight(f"{ours}.scales")
+            found = dequantized_weight(codes, scales, points, bits, expected.shape[1])
+            assert float((found - expected).abs().max()) <= 1e-6 * float(expected.abs().max())
+
+    def test_every_quantized_tensor_is_held(self, smollm2: Program):
+        (note,) = [note for note in smollm2.notes if "quantized tensors" in note]
+        assert "210 Q4_1, 1 Q8_0" in note
+        operators = [str(node.target) for node in smollm2.graph.nodes]
+        assert operators.count("regraft.quantized_linear.default") == 211
+        assert operators.count("regraft.quantized_embedding.default") == 1
 
     def test_it_knows_english(self, smollm2: Program):
         from tokenizers import Tokenizer
