@@ -153,6 +153,24 @@ class TestStop:
             with pytest.raises(ConnectionRefusedError):
                 socket.create_connection(server.address)
 
+    def test_neither_an_unfinished_request_nor_one_who_does_not_read_holds_it_up(
+        self, folder: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("compiler.runtime.serving.server.FORCED_AFTER_SECONDS", 1)
+        with serving(folder, slots=1, grace_seconds=0.2, quiet=False) as server:
+            unfinished = socket.create_connection(server.address, timeout=20)
+            unfinished.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n{")
+            idle = socket.create_connection(server.address, timeout=20)
+            deaf = [server.open_socket({**LONG, "stream": True}) for _ in range(2)]
+            time.sleep(0.2)
+            server.server.stop()
+            server.thread.join(5)
+            assert not server.thread.is_alive()
+            assert unfinished.recv(100).startswith(b"HTTP/1.1 503")
+        for connection in (unfinished, idle, *deaf):
+            connection.close()
+        assert "Traceback" not in capfd.readouterr().err
+
 
 @contextmanager
 def started(*arguments: object) -> Iterator[subprocess.Popen[str]]:

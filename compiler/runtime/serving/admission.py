@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 from compiler.runtime.serving.failures import stopping, too_many_waiting
@@ -19,6 +22,7 @@ class Admission:
         self.present = 0
         self.stopping = False
         self._feeds: set[TokenFeed] = set()
+        self._reading: set[asyncio.Timeout] = set()
 
     def enter(self) -> None:
         """Count a request in. Raises RequestRefusedError when it is one too many, or the server is stopping."""
@@ -41,7 +45,19 @@ class Admission:
         self._feeds.discard(feed)
         self.present -= 1
 
+    @asynccontextmanager
+    async def patience(self, seconds: float) -> AsyncIterator[None]:
+        """Wait for a client no longer than so many seconds, nor than `abort_all`. Raises TimeoutError."""
+        async with asyncio.timeout(seconds) as limit:
+            self._reading.add(limit)
+            try:
+                yield
+            finally:
+                self._reading.discard(limit)
+
     def abort_all(self) -> None:
-        """End every request that the engine has; their clients are told that the server stops."""
+        """End every request that is still read or generated; their clients are told that the server stops."""
+        for limit in list(self._reading):
+            limit.reschedule(0)
         for feed in list(self._feeds):
             feed.abort(stopping())

@@ -49,7 +49,7 @@ class Service:
 
     async def chat(self, request: Request) -> Response:
         """POST /v1/chat/completions."""
-        asked = read_chat_request(await read_body(request, self._max_body_bytes))
+        asked = read_chat_request(await read_body(request, self._max_body_bytes, self._admission))
         self._require_model(asked.model)
         messages = [{"role": message.role, "content": message.content} for message in asked.messages]
         form = ChatForm(self._engine.name, asked.wants_usage())
@@ -60,7 +60,7 @@ class Service:
 
     async def complete(self, request: Request) -> Response:
         """POST /v1/completions."""
-        asked = read_completion_request(await read_body(request, self._max_body_bytes))
+        asked = read_completion_request(await read_body(request, self._max_body_bytes, self._admission))
         self._require_model(asked.model)
         prompt = asked.prompt
         form = CompletionForm(self._engine.name, asked.wants_usage())

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import TYPE_CHECKING
 
-from compiler.runtime.serving.failures import RequestRefusedError
+from compiler.runtime.serving.failures import RequestRefusedError, stopping
 
 if TYPE_CHECKING:
     from starlette.requests import Request
+
+    from compiler.runtime.serving.admission import Admission
 
 BODY_SECONDS = 30.0
 """A client that takes longer to send its body is refused."""
@@ -17,16 +18,18 @@ DISCARDED_BODIES = 16
 """So many times the limit is read and dropped, so that a client that sends before it reads sees the answer."""
 
 
-async def read_body(request: Request, most_bytes: int) -> bytes:
+async def read_body(request: Request, most_bytes: int, admission: Admission) -> bytes:
     """The whole body. Raises RequestRefusedError when it is too large, too slow or no JSON by its own account."""
     kind = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
     if kind != "application/json":
         message = f"the content type is {kind[:80]!r}; send it as: Content-Type: application/json"
         raise RequestRefusedError(415, message, code="unsupported_content_type")
     try:
-        async with asyncio.timeout(BODY_SECONDS):
+        async with admission.patience(BODY_SECONDS):
             return await _read(request, most_bytes)
     except TimeoutError:
+        if admission.stopping:
+            raise stopping() from None
         message = f"the body did not come within {BODY_SECONDS:g} seconds"
         raise RequestRefusedError(408, message, headers={"Connection": "close"}) from None
 

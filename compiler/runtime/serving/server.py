@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
+import logging
 import os
 import signal
 import socket
@@ -78,6 +79,7 @@ class GenerationServer:
             log_config=None,
             log_level="error" if options.quiet else "warning",
             access_log=False,
+            proxy_headers=False,
             server_header=False,
             limit_concurrency=options.slots + options.max_waiting + CONNECTIONS_BESIDE,
             timeout_graceful_shutdown=int(options.grace_seconds + FORCED_AFTER_SECONDS),
@@ -134,9 +136,13 @@ class _StoppingServer(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Close the socket, wait for requests, abort them after the grace time."""
         self._admission.stopping = True
-        abort = asyncio.get_running_loop().call_later(self._grace_seconds, self._admission.abort_all)
+        abort = asyncio.get_running_loop().call_later(self._grace_seconds, self._abort)
         await super().shutdown(sockets)
         abort.cancel()
+
+    def _abort(self) -> None:
+        self._admission.abort_all()
+        logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # connections are cut on purpose from here on
 
 
 def _listening_socket(host: str, port: int) -> socket.socket:
