@@ -28,6 +28,7 @@ NEEDS_NO_TORCH = (
     "compiler.cli", "compiler.errors", "compiler.target", "compiler.hookspecs", "compiler.registry", "compiler.recipe",
     "compiler.backend", "compiler.artifact", "compiler.compile_model", "compiler.runtime.session",
     "compiler.runtime.verify", "compiler.runtime.bench", "compiler.runtime.__main__",
+    "compiler.runtime.serving.server",
 )  # fmt: skip
 PARTS = ("compiler.passes.", "compiler.backends.", "compiler.plugins.")
 
