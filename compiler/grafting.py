@@ -64,12 +64,13 @@ def apply_graft(
 def _propose_all(graft: Graft, program: Program, context: PassContext) -> tuple[list[GraftedSite], list[Refusal]]:
     grafted: list[GraftedSite] = []
     refused: list[Refusal] = []
-    for site in find_sites(program, graft.site_kinds):
-        if isinstance(site, Refusal):
-            refused.append(site)
-            continue
+    found = find_sites(program, graft.site_kinds)
+    refused += [one for one in found if isinstance(one, Refusal)]
+    sites = [one for one in found if isinstance(one, Site)]
+    proposals = graft.propose_all(sites, program, context)
+    for site in sites:
         context.progress(f"{graft.name}: {site.name}")
-        proposal = graft.propose(site, program, context)
+        proposal = next(proposals)
         if isinstance(proposal, Refusal):
             refused.append(
                 Refusal(proposal.reason, proposal.node, proposal.name or site.name, proposal.kind or site.kind)
@@ -181,7 +182,7 @@ def _smallest(limit: int, holds: Callable[[int], bool]) -> int:
 
 def _rank_alone(bench: _Workbench, context: PassContext) -> None:
     """Measure what each site costs when it alone is grafted."""
-    batches = context.data.calibration or context.data.scoring
+    batches = context.data.ranking or context.data.scoring
     for index, item in enumerate(bench.grafted):
         bench.set_rung(index, len(item.rungs))
     expected = reference_outputs(bench.trial(), batches)

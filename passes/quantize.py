@@ -3,36 +3,44 @@
 Before:  linear(x, W, b); embedding(E, indices); conv2d(x, K, b)
 After:   dynamic_quantized_linear(x, W int8, scales, b) or quantized_linear(x, W in blocks, scales, zeros, b);
          quantized_embedding(indices, E in few bits, scales); conv2d(x, dequantize_linear(K int8, scales), b)
+         a table that is a linear's weight too: both read the same codes, stored once
 Shapes:  x [..., in], W [out, in], E [vocabulary, width]; outputs keep shape and dtype.
 Lossy:   int8 weights have one scale an output, weights in blocks one a block of inputs; rounding makes up for its own
-         errors on calibration data. The budget takes a site from one scale for its inputs to one a row, to 8-bit
-         weights only, and then back to float; from 4 bits to 8; a table from 6 bits to 8.
-         Convolutions keep float activations: they get smaller, not faster.
+         errors, and for those of the sites before it, on calibration data. The budget takes a site from one scale for
+         its inputs to one a row, to 8-bit weights only, and then back to float; from 2 bits to 4 to 8; a table from 6
+         bits to 8. Convolutions keep float activations: they get smaller, not faster.
 Refuses: what is quantized already; weights that other nodes share, or that are not finite;
          sites of under 1,024 weights; sites that `sites` or `skip` leave out; tables when `embeddings` is none or rows
          fill no bytes.
-Source:  Frantar et al. 2022, arXiv:2210.17323 (rounding); ONNX DynamicQuantizeLinear; com.microsoft MatMulNBits.
+Source:  Frantar et al. 2022, arXiv:2210.17323 (rounding); ONNX DynamicQuantizeLinear; com.microsoft MatMulNBits and
+         GatherBlockQuantized.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Annotated, ClassVar, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from compiler.calibration import ActivationStatistics, cached_statistics
+from compiler.calibration import ActivationStatistics
 from compiler.hookspecs import hookimpl
 from compiler.program import Program
+from compiler.quantization.calibration_walk import CalibrationWalk
+from compiler.quantization.modules import BlockQuantizedLinear, SharedTableRows
 from compiler.quantization.packing import packed_width
 from compiler.quantization.scales import Clip
+from compiler.quantization.shared_tables import SharedTables
 from compiler.quantization.stand_ins import (
+    BlockForm,
     LinearWeights,
     Rounding,
     block_at_least,
     block_linear,
+    block_that_divides,
     dynamic_int8_linear,
     int8_convolution,
     quantized_table,
@@ -40,11 +48,14 @@ from compiler.quantization.stand_ins import (
     wants_row_scales,
 )
 from compiler.rewriting import Graft, Pass, PassContext, Replacement
-from compiler.sites import Refusal, Site, find_sites
+from compiler.sites import Refusal, Site
 
 SMALLEST_SITE = 1024
 """Weights below which a site costs more in kernel calls than it saves in bytes."""
-GENTLE_BLOCK = 128
+GROUP = {8: 128, 4: 32, 2: 32}
+"""Inputs that share a scale, by bits."""
+SHARED_TABLE_BITS = {8: 8, 6: 8, 4: 4}
+"""Bits of a table that a product reads too, by the bits of other tables: no product takes six."""
 
 
 @dataclass(frozen=True)
@@ -54,12 +65,16 @@ class Quantize(Graft):
     name: ClassVar[str] = "quantize"
     site_kinds: ClassVar[tuple[str, ...]] = ("linear", "embedding", "convolution", "quantized")
 
-    bits: Annotated[Literal[8, 4], "bits of a linear weight"] = 8
+    bits: Annotated[Literal[8, 4, 2], "bits of a linear weight"] = 8
     activations: Annotated[
         Literal["auto", "dynamic", "rows", "none"],
         "dynamic: inputs as int8 with one scale; rows: with a scale a row; none: not; auto: by the data",
     ] = "auto"
-    group: Annotated[Literal[16, 32, 64, 128, 256], "inputs that share a scale, for weights only"] = 128
+    group: Annotated[
+        Literal[16, 32, 64, 128, 256] | None,
+        "inputs that share a scale, for weights only; none: 128, or 32 below 8 bits",
+    ] = None
+    symmetric: Annotated[bool | None, "no zero points, for weights only; none: at 8 bits"] = None
     clip: Annotated[Clip, "mse: clip extreme weights where that lessens the error"] = "mse"
     rounding: Annotated[Rounding, "compensated: later weights make up for the rounding of earlier ones"] = "compensated"
     embeddings: Annotated[Literal[8, 6, 4] | None, "bits of an embedding table"] = 6
@@ -67,19 +82,43 @@ class Quantize(Graft):
     skip: Annotated[tuple[str, ...], "sites to leave as they are"] = ()
 
     def __post_init__(self) -> None:
-        if self.bits == 4 and self.activations in ("dynamic", "rows"):
-            raise ValueError("4-bit weights have no kernel for quantized activations: leave activations=none")
+        if self.bits < 8 and self.activations in ("dynamic", "rows"):
+            raise ValueError(
+                f"{self.bits}-bit weights have no kernel for quantized activations: leave activations=none"
+            )
 
     def propose(self, site: Site, program: Program, context: PassContext) -> Replacement | Refusal:
         """The first rung of the site's ladder, or why there is none."""
-        reason = self._left_out(site) or _unfit(site, program)
+        return next(self.propose_all((site,), program, context))
+
+    def propose_all(
+        self, sites: Sequence[Site], program: Program, context: PassContext
+    ) -> Iterator[Replacement | Refusal]:
+        """Each site in turn, with the inputs that the stand-ins before it leave it."""
+        walk = CalibrationWalk(program, context.data) if self.rounding == "compensated" else None
+        tables = SharedTables([site for site in sites if self._left_out(site) is None], program)
+        for site in sites:
+            proposal = self._proposal(site, program, walk, tables)
+            if isinstance(proposal, Replacement):
+                if context.max_drop is None:
+                    proposal.gentler = None  # which would keep float weights and statistics in memory
+                if walk is not None:
+                    walk.replace(site, proposal.module)
+            yield proposal
+
+    def _proposal(
+        self, site: Site, program: Program, walk: CalibrationWalk | None, tables: SharedTables
+    ) -> Replacement | Refusal:
+        reason = self._left_out(site) or _unfit(site, program, tables.others(site))
         if reason is not None:
             return Refusal(reason, site.output.name, site.name, site.kind)
+        if tables.others(site):
+            return self._shared(site, program, tables)
         if site.kind == "convolution":
             return self._convolution(site, program)
         if site.kind == "embedding":
             return self._table(site, program.weight(site.bindings["weight"]))
-        return self._linear(_layer(site, program, self._statistics(site, program, context)))
+        return self._linear(_layer(site, program, None if walk is None else walk.statistics(site)))
 
     def _left_out(self, site: Site) -> str | None:
         if self.sites and not any(fnmatchcase(site.name, wanted) for wanted in self.sites):
@@ -90,15 +129,12 @@ class Quantize(Graft):
             return "embeddings=none leaves it out"
         return None
 
-    def _statistics(self, site: Site, program: Program, context: PassContext) -> ActivationStatistics | None:
-        if self.rounding == "nearest":
-            return None
-        linear = [found for found in find_sites(program, ("linear",)) if isinstance(found, Site)]
-        return cached_statistics(program, site.inputs[0], [found.inputs[0] for found in linear], context.data)
+    def _group(self, bits: int) -> int:
+        return GROUP[bits] if self.group is None else self.group
 
     def _linear(self, layer: LinearWeights) -> Replacement:
-        if self.bits == 4 or self.activations == "none":
-            return self._blocks(layer, self.bits, self.group)
+        if self.bits < 8 or self.activations == "none":
+            return self._blocks(layer, self.bits)
         if self.activations == "rows" or (self.activations == "auto" and wants_row_scales(layer)):
             return self._row_scaled(layer)
         module = dynamic_int8_linear(layer, self.clip, self.rounding)
@@ -108,13 +144,14 @@ class Quantize(Graft):
     def _row_scaled(self, layer: LinearWeights) -> Replacement:
         module = row_scaled_int8_linear(layer, self.clip, self.rounding)
         note = f"int8 weights, dynamic int8 activations with a scale a row{_rounded(self.rounding, layer)}"
-        return Replacement(module, note, gentler=lambda: self._blocks(layer, 8, GENTLE_BLOCK))
+        return Replacement(module, note, gentler=lambda: self._blocks(layer, 8))
 
-    def _blocks(self, layer: LinearWeights, bits: int, group: int) -> Replacement:
-        block_size = min(group, block_at_least(layer.weight.shape[1]))
-        module = block_linear(layer, bits, block_size, self.clip, self.rounding)
-        note = f"{bits}-bit weights in blocks of {block_size}{_rounded(self.rounding, layer)}"
-        gentler = (lambda: self._blocks(layer, 8, group)) if bits == 4 else None
+    def _blocks(self, layer: LinearWeights, bits: int) -> Replacement:
+        block_size = min(self._group(bits), block_at_least(layer.weight.shape[1]))
+        form = BlockForm(bits, block_size, self.clip, self.symmetric)
+        module = block_linear(layer, form, self.rounding)
+        note = f"{bits}-bit weights in blocks of {form.block_size}{_rounded(self.rounding, layer)}"
+        gentler = (lambda: self._blocks(layer, 2 * bits)) if bits < 8 else None
         return Replacement(module, note, gentler=gentler)
 
     def _convolution(self, site: Site, program: Program) -> Replacement:
@@ -133,8 +170,28 @@ class Quantize(Graft):
         gentler = (lambda: replace(self, embeddings=8)._table(site, stored)) if self.embeddings < 8 else None
         return Replacement(module, f"{self.embeddings}-bit table", gentler=gentler)
 
+    def _shared(self, site: Site, program: Program, tables: SharedTables) -> Replacement | Refusal:
+        """A stand-in whose codes are those of every other site that reads the same table."""
+        assert self.embeddings is not None
+        stored = program.weight(site.bindings["weight"])
+        bits = SHARED_TABLE_BITS[self.embeddings]
+        block_size = block_that_divides(stored.shape[1], self._group(bits))
+        if block_size is None:
+            reason = f"its weight is shared, and rows of {stored.shape[1]} fill no whole blocks"
+            return Refusal(reason, site.output.name, site.name, site.kind)
+        form = BlockForm(bits, block_size, self.clip, self.symmetric)
+        packed, bias = tables.packed(site, form), site.bindings.get("bias")
+        module: nn.Module
+        if site.kind == "embedding":
+            module = SharedTableRows(packed, stored.dtype)
+        else:
+            module = BlockQuantizedLinear(packed, None if bias is None else program.weight(bias))
+        note = f"{bits}-bit table in blocks of {block_size}, shared with {', '.join(tables.others(site))}"
+        gentler = (lambda: replace(self, embeddings=8)._shared(site, program, tables)) if bits < 8 else None
+        return Replacement(module, note, gentler=gentler)
 
-def _unfit(site: Site, program: Program) -> str | None:
+
+def _unfit(site: Site, program: Program, sharing: Sequence[str]) -> str | None:
     """Why no setting of the options would quantize this site."""
     if site.kind == "quantized":
         return "it is quantized already: run dequantize first"
@@ -145,7 +202,7 @@ def _unfit(site: Site, program: Program) -> str | None:
     if weight.numel() < SMALLEST_SITE:
         return f"{weight.numel()} weights are too few to be worth it"
     others = _other_readers(site, program, weight)
-    if others:
+    if others and not sharing:
         return f"its weight {name} is shared with {', '.join(others)}"
     if not bool(torch.isfinite(weight).all()):
         return f"its weight {name} holds values that are not finite"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -62,22 +63,39 @@ class RowScaledLinear(nn.Module):
         return y if self.bias is None else y + self.bias
 
 
+@dataclass(frozen=True)
+class PackedBlocks:
+    """A weight [out, in] in few bits: weight uint8 [out, blocks, block_size * bits / 8], scales [out, blocks]."""
+
+    weight: Tensor
+    scales: Tensor
+    zero_points: Tensor | None
+    bits: int
+    block_size: int
+
+    @classmethod
+    def of(cls, codes: Tensor, grid: Grid, bits: int, *, zero_points: bool) -> PackedBlocks:
+        """codes [out, blocks, block_size] on an unsigned grid with scale and zero [out, blocks, 1]."""
+        packed = pack_zero_points(grid.zero[..., 0].to(torch.int32), bits) if zero_points else None
+        scales = grid.scale[..., 0].float().contiguous()
+        return cls(pack_codes(codes, bits).contiguous(), scales, packed, bits, codes.shape[-1])
+
+
 class BlockQuantizedLinear(nn.Module):
-    """Weights of 4 or 8 bits with a scale, and where `zero_points` a zero point, for each block of inputs."""
+    """Weights of 2, 4 or 8 bits with a scale, and maybe a zero point, for each block of inputs."""
 
     weight: Tensor
     scales: Tensor
     zero_points: Tensor | None
     bias: Tensor | None
 
-    def __init__(self, codes: Tensor, grid: Grid, bias: Tensor | None, bits: int, *, zero_points: bool) -> None:
-        """codes [out, blocks, block_size] on an unsigned grid with scale and zero [out, blocks, 1]."""
+    def __init__(self, packed: PackedBlocks, bias: Tensor | None) -> None:
+        """The buffers are `packed`'s own tensors, so that several modules store them once."""
         super().__init__()
-        self.bits, self.block_size = bits, codes.shape[-1]
-        self.register_buffer("weight", pack_codes(codes, bits).contiguous())
-        self.register_buffer("scales", grid.scale[..., 0].float().contiguous())
-        packed = pack_zero_points(grid.zero[..., 0].to(torch.int32), bits) if zero_points else None
-        self.register_buffer("zero_points", packed)
+        self.bits, self.block_size = packed.bits, packed.block_size
+        self.register_buffer("weight", packed.weight)
+        self.register_buffer("scales", packed.scales)
+        self.register_buffer("zero_points", packed.zero_points)
         self.register_buffer("bias", None if bias is None else bias.detach().clone())
 
     def forward(self, x: Tensor) -> Tensor:
@@ -86,6 +104,28 @@ class BlockQuantizedLinear(nn.Module):
             x, self.weight, self.scales, self.zero_points, self.bias, self.bits, self.block_size
         )
         return y
+
+
+class SharedTableRows(nn.Module):
+    """The rows of a table that is the weight of a linear layer as well."""
+
+    weight: Tensor
+    scales: Tensor
+    zero_points: Tensor | None
+
+    def __init__(self, packed: PackedBlocks, dtype: torch.dtype) -> None:
+        """packed.weight [vocabulary, blocks, block_bytes] has no padding; rows come back as dtype."""
+        super().__init__()
+        self.bits, self.block_size, self.dtype = packed.bits, packed.block_size, dtype
+        self.register_buffer("weight", packed.weight)
+        self.register_buffer("scales", packed.scales)
+        self.register_buffer("zero_points", packed.zero_points)
+
+    def forward(self, indices: Tensor) -> Tensor:
+        """indices [...] to rows [..., width]."""
+        table = self.weight.view(self.weight.shape[0], -1)
+        rows: Tensor = quantized_embedding(indices, table, self.scales, self.zero_points, self.bits, self.block_size)
+        return rows.to(self.dtype)
 
 
 class QuantizedConvolution(nn.Module):

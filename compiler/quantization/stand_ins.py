@@ -14,6 +14,7 @@ from compiler.quantization.compensation import compensated_codes
 from compiler.quantization.modules import (
     BlockQuantizedLinear,
     DynamicQuantizedLinear,
+    PackedBlocks,
     QuantizedConvolution,
     QuantizedEmbedding,
     RowScaledLinear,
@@ -41,6 +42,26 @@ class LinearWeights:
     statistics: ActivationStatistics | None
 
 
+@dataclass(frozen=True)
+class BlockForm:
+    """How weights are stored in blocks: `symmetric` None means zero points below 8 bits only."""
+
+    bits: int
+    block_size: int
+    clip: Clip
+    symmetric: bool | None = None
+
+    @property
+    def zero_points(self) -> bool:
+        """Whether each block has a zero point; without one it is 2 ** (bits - 1)."""
+        return self.bits < 8 if self.symmetric is None else not self.symmetric
+
+    def grid(self, blocks: Tensor) -> Grid:
+        """Unsigned codes for blocks [..., block_size]."""
+        make = asymmetric_grid if self.zero_points else lopsided_grid
+        return make(blocks, self.bits, self.clip)
+
+
 def dynamic_int8_linear(layer: LinearWeights, clip: Clip, rounding: Rounding) -> DynamicQuantizedLinear:
     """int8 weights with one scale an output; the inputs are quantized at run time."""
     grid = symmetric_grid(layer.weight, 8, clip)
@@ -64,14 +85,12 @@ def wants_row_scales(layer: LinearWeights) -> bool:
     return known.noise_ratio(layer.weight, known.rounding_noise()) > TOLERATED_NOISE
 
 
-def block_linear(
-    layer: LinearWeights, bits: int, block_size: int, clip: Clip, rounding: Rounding
-) -> BlockQuantizedLinear:
-    """Weight-only codes in blocks of inputs; four bits take zero points. Inputs are padded up to a whole block."""
-    in_features = layer.weight.shape[1]
+def block_linear(layer: LinearWeights, form: BlockForm, rounding: Rounding) -> BlockQuantizedLinear:
+    """Weight-only codes in blocks of inputs. Inputs are padded up to a whole block."""
+    in_features, block_size = layer.weight.shape[1], form.block_size
     padded = torch.nn.functional.pad(layer.weight, (0, -in_features % block_size))
     blocks = padded.reshape(len(padded), -1, block_size)  # [out, blocks, block_size]
-    grid = asymmetric_grid(blocks, bits, clip) if bits == 4 else lopsided_grid(blocks, bits, clip)
+    grid = form.grid(blocks)
     codes = grid.codes(blocks)
     if rounding == "compensated" and layer.statistics is not None:
         flat = Grid(_per_input(grid.scale, block_size), _per_input(grid.zero, block_size), grid.low, grid.high)
@@ -80,7 +99,21 @@ def block_linear(
         codes = codes.flatten(1)
         codes[:, :in_features] = better
         codes = codes.reshape(len(codes), -1, block_size)
-    return BlockQuantizedLinear(codes, grid, layer.bias, bits, zero_points=bits == 4)
+    packed = PackedBlocks.of(codes, grid, form.bits, zero_points=form.zero_points)
+    return BlockQuantizedLinear(packed, layer.bias)
+
+
+def nearest_blocks(table: Tensor, form: BlockForm) -> PackedBlocks:
+    """A table [vocabulary, width] rounded to the nearest codes; blocks fill rows."""
+    codes, scales, zeros = [], [], []
+    for part in torch.split(table.detach(), TABLE_ROWS_AT_ONCE):
+        blocks = part.float().reshape(len(part), -1, form.block_size)
+        grid = form.grid(blocks)
+        codes.append(grid.codes(blocks).to(torch.uint8))
+        scales.append(grid.scale)
+        zeros.append(grid.zero)
+    whole = Grid(torch.cat(scales), torch.cat(zeros), 0, 2**form.bits - 1)
+    return PackedBlocks.of(torch.cat(codes), whole, form.bits, zero_points=form.zero_points)
 
 
 def int8_convolution(
@@ -105,6 +138,12 @@ def quantized_table(table: Tensor, bits: int, clip: Clip, dtype: torch.dtype) ->
         codes.append(grid.codes(blocks).flatten(1)[:, :width].to(torch.uint8))
         scales.append(grid.scale[..., 0])  # [rows, blocks]
     return QuantizedEmbedding(torch.cat(codes), torch.cat(scales), bits, block_size, dtype)
+
+
+def block_that_divides(width: int, largest: int) -> int | None:
+    """The largest block size up to `largest` that kernels know and that fills rows of `width`; None where none does."""
+    sizes = [largest >> shift for shift in range(largest.bit_length()) if largest >> shift >= SMALLEST_BLOCK]
+    return next((size for size in sizes if width % size == 0), None)
 
 
 def block_at_least(width: int) -> int:

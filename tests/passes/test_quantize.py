@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
+import onnx
+import onnxruntime
 import pytest
 import torch
 from rewrite_checks import captured, context_of
 from torch import Tensor, nn
 
+from compiler.backends.onnx_runtime import OnnxRuntime
 from compiler.errors import CompilerError
 from compiler.evidence.data import Dataset
 from compiler.grafting import apply_graft
@@ -148,7 +152,8 @@ def test_the_ladder_goes_to_gentler_rungs(program: Program) -> None:
     notes: dict[str, list[str]] = {}
     for site in find_sites(program, ("linear", "embedding")):
         assert not isinstance(site, Refusal)
-        proposal = Quantize(activations="dynamic").propose(site, program, context_of(program))
+        context = dataclasses.replace(context_of(program), max_drop=0.01)
+        proposal = Quantize(activations="dynamic").propose(site, program, context)
         while isinstance(proposal, Replacement):
             notes.setdefault(site.name, []).append(proposal.note)
             proposal = proposal.gentler() if proposal.gentler is not None else Refusal("the original", "")
@@ -178,14 +183,48 @@ def test_without_calibration_data_rounding_is_to_nearest(program: Program) -> No
 
 
 class Tied(nn.Module):
-    def __init__(self) -> None:
+    def __init__(self, width: int = 40) -> None:
         super().__init__()
-        self.table = nn.Embedding(50, 40)
-        self.head = nn.Linear(40, 50, bias=False)
+        self.table = nn.Embedding(50, width)
+        self.head = nn.Linear(width, 50, bias=False)
         self.head.weight = self.table.weight
 
     def forward(self, indices: Tensor) -> Tensor:
         return self.head(self.table(indices))
+
+
+@pytest.mark.parametrize(
+    ("options", "bits", "block", "zero_points", "allowed"),
+    [
+        ({}, 8, 32, False, 0.006),
+        ({"embeddings": 4}, 4, 32, True, 0.1),
+        ({"embeddings": 4, "symmetric": True, "group": 16}, 4, 16, False, 0.13),
+    ],
+)
+def test_a_table_that_is_the_head_too_is_stored_once(
+    options: dict[str, Any], bits: int, block: int, zero_points: bool, allowed: float, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    program = captured(Tied(96).eval(), indices=indices())
+    after, result = quantized(program, **options)
+    assert result.changed == ("table", "head")
+    assert [outcome.note for outcome in result.outcomes] == [
+        f"{bits}-bit table in blocks of {block}, shared with head",
+        f"{bits}-bit table in blocks of {block}, shared with table",
+    ]
+    sizes = sorted(tuple(value.shape) for value in after.weights().values())
+    packed_zeros = [(50, -(-(96 // block) * bits // 8))] if zero_points else []
+    assert sizes == sorted([(50, 96 // block, block * bits // 8), (50, 96 // block), *packed_zeros])
+    assert operators(after) == ["regraft.quantized_embedding.default", "regraft.quantized_linear.default"]
+    assert error(after, program) < allowed
+    OnnxRuntime().lower(after, Target.parse("cpu"), tmp_path)
+    file = onnx.load(tmp_path / "model.onnx")
+    tables = [one.name for one in file.graph.initializer if onnx.numpy_helper.to_array(one).size == 50 * 96 * bits // 8]
+    assert len(tables) == 1
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
+    (found,) = session.run(None, {"indices": indices().numpy()})
+    (expected,) = after.run(indices())
+    assert float((torch.from_numpy(found) - expected).norm() / expected.norm()) < 0.01  # inputs are rounded to 8 bits
 
 
 class Convolution(nn.Module):
@@ -217,7 +256,9 @@ def spoil(program: Program) -> None:
 @pytest.mark.parametrize(
     ("module", "options", "site", "reason"),
     [
-        (Tied, {}, "table", "its weight table.weight is shared with linear"),
+        (Tied, {"skip": ("head",)}, "table", "its weight table.weight is shared with linear"),
+        (Tied, {"embeddings": None}, "head", "its weight table.weight is shared with embedding"),
+        (Tied, {}, "head", "its weight is shared, and rows of 40 fill no whole blocks"),
         (Convolution, {"skip": ("conv*",)}, "convolution", "skip=conv* leaves it out"),
         (Convolution, {}, "table", "400 weights are too few to be worth it"),
         (Odd, {}, "table", "a row does not pack: 45 codes of 6 bits do not fill whole bytes"),
