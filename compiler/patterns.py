@@ -199,7 +199,8 @@ def insert_call(before: fx.Node, target: Target, *args: Any, like: fx.Node | Non
 def _fake_result(node: fx.Node) -> Any:
     """What `node` computes on the fake values of its inputs."""
     args, kwargs = torch.fx.node.map_arg((node.args, node.kwargs), lambda source: source.meta["val"])
-    modes = (getattr(source.meta["val"], "fake_mode", None) for source in node.all_input_nodes)
+    sources = (*node.all_input_nodes, *node.graph.find_nodes(op="placeholder"))  # a symbolic int has no mode
+    modes = (getattr(source.meta.get("val"), "fake_mode", None) for source in sources)
     mode = next((found for found in modes if found is not None), None)
     assert callable(node.target)
     if mode is None:

@@ -50,8 +50,9 @@ class InputWriter:
         with self.program.graph.inserting_after(last):
             node = self.program.graph.placeholder(name.replace(".", "_"))
         mode = self.batch.meta["val"].fake_mode
+        sizes = [self._size(size) for size in shape]  # outside of the mode: a new symbol needs a real tensor
         with mode:
-            node.meta["val"] = torch.empty([self._size(size) for size in shape], dtype=dtype)
+            node.meta["val"] = torch.empty(sizes, dtype=dtype)
         spec = TensorSpec(name, str(dtype).removeprefix("torch."), tuple(self._dim(size) for size in shape))
         self.program.inputs = (*self.program.inputs, spec)
         self.program.example_inputs = (*self.program.example_inputs, made)
