@@ -15,6 +15,8 @@ from torch import Tensor
 
 Clip = Literal["mse", "none"]
 
+ZERO_SHIFTS = (0, -1, 1)
+"""Zero points to try, around the one that the range of the row gives."""
 SMALLEST_SCALE = 2.0**-100
 """For rows of zeros: any scale is right, and this one is a normal float32."""
 
@@ -49,29 +51,31 @@ def symmetric_grid(weight: Tensor, bits: int, clip: Clip) -> Grid:
     return _best(weight, candidates)
 
 
-def lopsided_grid(weight: Tensor, bits: int, clip: Clip) -> Grid:
+def lopsided_grid(weight: Tensor, bits: int, clip: Clip, importance: Tensor | None = None) -> Grid:
     """Unsigned codes with the fixed zero point 2 ** (bits - 1), which kernels take where none is given.
 
-    The side that has one code more goes to the larger extreme of the row, so a scale may be negative.
+    The side that has one code more goes to the larger extreme of the row, so a scale may be negative. `importance`
+    broadcasts to weight: the squared errors are weighted by it.
     """
     middle = 2 ** (bits - 1)
     position = weight.abs().argmax(-1, keepdim=True)
     extreme = weight.gather(-1, position) / -middle
     zero = torch.full_like(extreme, middle)
     candidates = (Grid(_away_from_zero(extreme * f), zero, 0, 2**bits - 1) for f in _factors(bits, clip))
-    return _best(weight, candidates)
+    return _best(weight, candidates, importance)
 
 
-def asymmetric_grid(weight: Tensor, bits: int, clip: Clip) -> Grid:
-    """Unsigned codes with a zero point for each row, for weights that are not centred."""
+def asymmetric_grid(weight: Tensor, bits: int, clip: Clip, importance: Tensor | None = None) -> Grid:
+    """Unsigned codes with a zero point for each row, for weights that are not centred; importance as above."""
     high = 2**bits - 1
     top, bottom = weight.amax(-1, keepdim=True).clamp(min=0), weight.amin(-1, keepdim=True).clamp(max=0)
 
-    def grid(factor: float) -> Grid:
+    def grid(factor: float, shift: int) -> Grid:
         scale = _positive((top - bottom) * factor / high)
-        return Grid(scale, torch.round(-bottom * factor / scale).clamp(0, high), 0, high)
+        return Grid(scale, (torch.round(-bottom * factor / scale) + shift).clamp(0, high), 0, high)
 
-    return _best(weight, (grid(factor) for factor in _factors(bits, clip)))
+    shifts = ZERO_SHIFTS if clip == "mse" else (0,)
+    return _best(weight, (grid(factor, shift) for factor in _factors(bits, clip) for shift in shifts), importance)
 
 
 def _factors(bits: int, clip: Clip) -> list[float]:
@@ -82,11 +86,12 @@ def _factors(bits: int, clip: Clip) -> list[float]:
     return [1.0 - width * step for step in range(steps)]
 
 
-def _best(weight: Tensor, candidates: Iterable[Grid]) -> Grid:
+def _best(weight: Tensor, candidates: Iterable[Grid], importance: Tensor | None = None) -> Grid:
     best: Grid | None = None
     least = torch.empty(0)
     for grid in candidates:
-        error = (grid.values(grid.codes(weight)) - weight).square_().sum(-1, keepdim=True)
+        squares = (grid.values(grid.codes(weight)) - weight).square_()
+        error = (squares if importance is None else squares.mul_(importance)).sum(-1, keepdim=True)
         if best is None:
             best, least = grid, error
             continue

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from compiler.calibration import ActivationStatistics
-from compiler.quantization.compensation import compensated_codes
+from compiler.quantization.compensation import compensated_codes, damped, refitted_scales
 from compiler.quantization.modules import (
     BlockQuantizedLinear,
     DynamicQuantizedLinear,
@@ -56,10 +56,14 @@ class BlockForm:
         """Whether each block has a zero point; without one it is 2 ** (bits - 1)."""
         return self.bits < 8 if self.symmetric is None else not self.symmetric
 
-    def grid(self, blocks: Tensor) -> Grid:
-        """Unsigned codes for blocks [..., block_size]."""
+    def grid(self, blocks: Tensor, importance: Tensor | None = None) -> Grid:
+        """Unsigned codes for blocks [out, blocks, block_size]; importance [blocks, block_size] weights the errors."""
         make = asymmetric_grid if self.zero_points else lopsided_grid
-        return make(blocks, self.bits, self.clip)
+        return make(blocks, self.bits, self.clip, importance)
+
+    def packed(self, codes: Tensor, grid: Grid) -> PackedBlocks:
+        """The codes [out, blocks, block_size] on their grid, as kernels read them."""
+        return PackedBlocks.of(codes, grid, self.bits, zero_points=self.zero_points)
 
 
 def dynamic_int8_linear(layer: LinearWeights, clip: Clip, rounding: Rounding) -> DynamicQuantizedLinear:
@@ -67,8 +71,9 @@ def dynamic_int8_linear(layer: LinearWeights, clip: Clip, rounding: Rounding) ->
     grid = symmetric_grid(layer.weight, 8, clip)
     codes = grid.codes(layer.weight)
     if rounding == "compensated" and layer.statistics is not None:
-        moment = layer.statistics.second_moment
-        codes = compensated_codes(layer.weight, grid, moment, layer.statistics.rounding_noise())
+        known = layer.statistics
+        firm = damped(known.second_moment, known.row_count, known.rounding_noise())
+        codes = compensated_codes(layer.weight, grid, firm)
     return DynamicQuantizedLinear(codes, grid, layer.bias)
 
 
@@ -87,20 +92,21 @@ def wants_row_scales(layer: LinearWeights) -> bool:
 
 def block_linear(layer: LinearWeights, form: BlockForm, rounding: Rounding) -> BlockQuantizedLinear:
     """Weight-only codes in blocks of inputs. Inputs are padded up to a whole block."""
-    in_features, block_size = layer.weight.shape[1], form.block_size
-    padded = torch.nn.functional.pad(layer.weight, (0, -in_features % block_size))
-    blocks = padded.reshape(len(padded), -1, block_size)  # [out, blocks, block_size]
-    grid = form.grid(blocks)
-    codes = grid.codes(blocks)
-    if rounding == "compensated" and layer.statistics is not None:
-        flat = Grid(_per_input(grid.scale, block_size), _per_input(grid.zero, block_size), grid.low, grid.high)
-        narrow = Grid(flat.scale[:, :in_features], flat.zero[:, :in_features], grid.low, grid.high)
-        better = compensated_codes(layer.weight, narrow, layer.statistics.second_moment)
-        codes = codes.flatten(1)
-        codes[:, :in_features] = better
-        codes = codes.reshape(len(codes), -1, block_size)
-    packed = PackedBlocks.of(codes, grid, form.bits, zero_points=form.zero_points)
-    return BlockQuantizedLinear(packed, layer.bias)
+    in_features, size = layer.weight.shape[1], form.block_size
+    padding = -in_features % size
+    padded = torch.nn.functional.pad(layer.weight, (0, padding))
+    blocks = padded.reshape(len(padded), -1, size)  # [out, blocks, size]
+    if rounding == "nearest" or layer.statistics is None:
+        grid = form.grid(blocks)
+        return BlockQuantizedLinear(form.packed(grid.codes(blocks), grid), layer.bias)
+    firm = damped(layer.statistics.second_moment, layer.statistics.row_count)
+    firm = torch.nn.functional.pad(firm, (0, padding, 0, padding))
+    firm.diagonal()[in_features:] = firm.diagonal()[:in_features].mean()
+    grid = form.grid(blocks, firm.diagonal().sqrt().reshape(-1, size))
+    flat = Grid(_per_input(grid.scale, size), _per_input(grid.zero, size), grid.low, grid.high)
+    codes = compensated_codes(padded, flat, firm).reshape(blocks.shape)
+    grid = Grid(refitted_scales(padded, grid, codes, firm), grid.zero, grid.low, grid.high)
+    return BlockQuantizedLinear(form.packed(codes, grid), layer.bias)
 
 
 def nearest_blocks(table: Tensor, form: BlockForm) -> PackedBlocks:
@@ -113,7 +119,7 @@ def nearest_blocks(table: Tensor, form: BlockForm) -> PackedBlocks:
         scales.append(grid.scale)
         zeros.append(grid.zero)
     whole = Grid(torch.cat(scales), torch.cat(zeros), 0, 2**form.bits - 1)
-    return PackedBlocks.of(torch.cat(codes), whole, form.bits, zero_points=form.zero_points)
+    return form.packed(torch.cat(codes), whole)
 
 
 def int8_convolution(
