@@ -1,7 +1,7 @@
 """Finds every plugin, built in or not, and answers what is registered under a name.
 
-Every module in compiler.passes, compiler.backends, compiler.frontends and compiler.plugins is a plugin; so is every
-entry point of group `regraft` and every file given by --plugin. All use the hooks of `compiler.hookspecs`.
+Every module in compiler.passes, backends, frontends, evidence.probes and plugins is a plugin; so is every entry point
+of group `regraft` and every file given by --plugin. All use the hooks of `compiler.hookspecs`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,13 @@ if TYPE_CHECKING:
     from compiler.frontends import Frontend
     from compiler.rewriting import Pass
 
-BUILT_IN = ("compiler.passes", "compiler.backends", "compiler.frontends", "compiler.plugins")
+BUILT_IN = (
+    "compiler.passes",
+    "compiler.backends",
+    "compiler.frontends",
+    "compiler.evidence.probes",
+    "compiler.plugins",
+)
 
 
 class Registry:

@@ -31,6 +31,9 @@ SAMPLE_LIMIT = 512
 BATCH_SIZE = 16
 LONGEST_TEXT_TOKENS = 256
 
+RANKING_WINDOWS = 2
+SAMPLE = "sample"
+
 Batch = tuple[Tensor, ...]
 
 
@@ -47,7 +50,7 @@ class Dataset:
     calibration: tuple[Batch, ...]
     shipped: bool = False
     mask_index: int | None = None
-    unit: str = "sample"
+    unit: str = SAMPLE
 
     @property
     def scoring_count(self) -> int:
@@ -58,6 +61,11 @@ class Dataset:
     def calibration_count(self) -> int:
         """Samples that passes may look at."""
         return sum(_sample_count(batch) for batch in self.calibration)
+
+    @property
+    def ranking(self) -> tuple[Batch, ...]:
+        """What sites are ranked on, one measurement a site: part of the calibration data where all would take long."""
+        return self.calibration[:RANKING_WINDOWS] if self.unit != SAMPLE else self.calibration
 
     def row_mask(self, batch: Batch, output: Tensor) -> Tensor | None:
         """Which rows of an output [batch, tokens, width] are no padding; None where every row counts."""

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import math
 import tempfile
+import weakref
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 ROWS_AT_ONCE = 16
 STEPS_A_NAT = 1024
 LARGEST_CODE = 2**16 - 1
+MOST_NATS = 700.0
 LEAST_LOG_PROBABILITY = -1e4
 """Tokens that can never come, with a logit of minus infinity, count as this."""
 
@@ -77,7 +79,8 @@ class Predictions:
     def __init__(self, program: Program, batches: Sequence[tuple[Tensor, ...]], outputs: Iterable[Tensor]) -> None:
         """`outputs` are the logits [batch, tokens, vocabulary] of `program` for each of `batches`, one at a time."""
         names = [spec.name for spec in program.inputs]
-        self._file = tempfile.TemporaryFile(prefix="regraft-")  # noqa: SIM115  (closed with the object)
+        self._file = tempfile.TemporaryFile(prefix="regraft-")  # noqa: SIM115  (closed with this object)
+        weakref.finalize(self, self._file.close)
         self._vocabulary = 0
         self._written = 0
         self._batches: list[_Rows] = []
@@ -104,7 +107,7 @@ class Predictions:
         places = counts.flatten().nonzero().flatten()
         flat = logits.flatten(0, 1)
         self._vocabulary = flat.shape[1]
-        kept = [self._keep_rows(flat[some], targets.flatten()[some]) for some in places.split(ROWS_AT_ONCE)]
+        kept = [self._keep_rows(flat[some], targets.flatten()[some]) for some in torch.split(places, ROWS_AT_ONCE)]
         likelihoods, choices, normalizers = (torch.cat(parts) for parts in zip(*kept, strict=True))
         rows = _Rows(
             places=places,
@@ -140,11 +143,13 @@ class Predictions:
             log_p = self._read(rows.first + start, len(found))
             reference = log_p + rows.log_normalizers[some]
             has_target = rows.has_target[some]
-            foretold = log_likelihoods(found, rows.targets[some])
-            total.add_text(foretold[has_target], rows.log_likelihoods[some][has_target])
-            total.add_rows(found, reference)
-            total.top1.append(found.argmax(-1) == rows.choices[some])
-            total.divergences.append(divergences(log_p.log_softmax(-1), found.log_softmax(-1)))
+            total.target_count += int(has_target.sum())
+            total.now += float(log_likelihoods(found, rows.targets[some])[has_target].sum())
+            total.before += float(rows.log_likelihoods[some][has_target].sum())
+            total.agreed += int((found.argmax(-1) == rows.choices[some]).sum())
+            total.divergence += float(divergences(log_p.log_softmax(-1), found.log_softmax(-1)).sum())
+            total.add_cosines(row_cosines(found, reference, torch.float32))
+            total.largest_error = max(total.largest_error, float((found - reference).abs().max()))
 
 
 def log_likelihoods(logits: Tensor, targets: Tensor) -> Tensor:
@@ -159,46 +164,45 @@ def divergences(log_p: Tensor, log_q: Tensor) -> Tensor:
     return torch.where(found.isnan(), math.inf, found)
 
 
+@dataclass
 class _Sums:
-    """What has been compared so far."""
+    """What has been compared so far: plain numbers, since small tensors among large ones fragment memory."""
 
-    def __init__(self) -> None:
-        self.now: list[Tensor] = []
-        self.before: list[Tensor] = []
-        self.top1: list[Tensor] = []
-        self.divergences: list[Tensor] = []
-        self.cosines: list[Tensor] = []
-        self.largest_error = 0.0
+    row_count: int = 0
+    target_count: int = 0
+    now: float = 0.0
+    before: float = 0.0
+    agreed: int = 0
+    divergence: float = 0.0
+    cosine: float = 0.0
+    worst_cosine: float = 1.0
+    largest_error: float = 0.0
 
-    def add_text(self, now: Tensor, before: Tensor) -> None:
-        """Log-likelihoods of the same next tokens."""
-        self.now.append(now)
-        self.before.append(before)
-
-    def add_rows(self, found: Tensor, reference: Tensor) -> None:
-        """Logits [rows, vocabulary] of both."""
-        self.cosines.append(row_cosines(found, reference, torch.float32))
-        self.largest_error = max(self.largest_error, float((found - reference).abs().max()))
+    def add_cosines(self, cosines: Tensor) -> None:
+        """One a row."""
+        self.row_count += len(cosines)
+        self.cosine += float(cosines.sum())
+        self.worst_cosine = min(self.worst_cosine, float(cosines.min()))
 
     def fidelity(self) -> Fidelity:
         """All of it as means."""
-        cosines = torch.cat(self.cosines)
-        now, before = perplexity(torch.cat(self.now)), perplexity(torch.cat(self.before))
+        rows = max(self.row_count, 1)
+        now, before = (perplexity(total, self.target_count) for total in (self.now, self.before))
         return Fidelity(
-            mean_cosine=float(cosines.mean()),
-            worst_cosine=float(cosines.min()),
+            mean_cosine=self.cosine / rows,
+            worst_cosine=self.worst_cosine,
             largest_error=self.largest_error,
-            row_count=len(cosines),
-            top1_agreement=float(torch.cat(self.top1).double().mean()),
+            row_count=self.row_count,
+            top1_agreement=self.agreed / rows,
             perplexity=now,
             perplexity_ratio=None if now is None or before is None else now / before,
-            kl_divergence=max(0.0, float(torch.cat(self.divergences).mean())),
+            kl_divergence=max(0.0, self.divergence / rows),
         )
 
 
-def perplexity(log_likelihoods: Tensor) -> float | None:
-    """exp(-mean) of the log-likelihoods of tokens, in nats; None without any, infinite where one is broken."""
-    if not len(log_likelihoods):
+def perplexity(log_likelihood: float, token_count: int) -> float | None:
+    """exp(-log_likelihood / token_count), of a sum in nats; None without tokens, infinite where one is broken."""
+    if not token_count:
         return None
-    mean = -float(log_likelihoods.mean())
-    return math.exp(mean) if mean < math.log(1e300) else math.inf
+    mean = -log_likelihood / token_count
+    return math.exp(mean) if mean < MOST_NATS else math.inf

@@ -7,7 +7,7 @@ each of many documents is taken, not the whole of the first few.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -18,8 +18,6 @@ from torch import Tensor
 from compiler.errors import CompilerError
 
 if TYPE_CHECKING:
-    from tokenizers import Tokenizer
-
     from compiler.program import Program
     from compiler.runtime.manifest import DimensionRange
 
@@ -27,12 +25,13 @@ SHIPPED_PROSE = Path(__file__).parent / "prose"
 """Sixteen short documents, written for this purpose: 40 kB, about 9,000 tokens."""
 
 WINDOW_TOKENS = 256
-TYPICAL_WEIGHTS = 150e6
+TYPICAL_WEIGHTS = 135e6
 SCORING_WINDOWS = (2, 8, 16)
 CALIBRATION_WINDOWS = (8, 32, 32)
-"""Least, at 150 million weights, and most: of a larger model fewer windows are read, of a smaller one more."""
+"""Least, at 135 million weights, and most: of a larger model fewer windows are read, of a smaller one more."""
 
 Item = TypeVar("Item")
+Encode = Callable[[str], list[int]]
 
 LEAST_TOKENS = 2
 CHARACTERS_A_TOKEN = 8
@@ -56,21 +55,35 @@ def token_windows(doing: str, documents: Sequence[str], program: Program, allowe
     from compiler.tokenizer_folder import open_tokenizer
 
     assert program.tokenizer is not None
-    tokenizer, record = open_tokenizer(program.tokenizer, allowed)
-    tokenizer.no_padding()
-    tokenizer.no_truncation()
-    length = allowed.nearest(min(WINDOW_TOKENS, record.maximum_tokens or WINDOW_TOKENS))
+    limit = open_tokenizer(program.tokenizer, allowed)[1].maximum_tokens
+    prefix, encode = text_tokenizer(program)
+    length = allowed.nearest(min(WINDOW_TOKENS, limit or WINDOW_TOKENS))
     weights = sum(weight.numel() for weight in program.weights().values())
     calibration, scoring = _halves(documents)
     found = TokenWindows(
-        scoring=_windows(scoring, tokenizer, length, _count(SCORING_WINDOWS, weights)),
-        calibration=_windows(calibration, tokenizer, length, _count(CALIBRATION_WINDOWS, weights)),
+        scoring=_windows(scoring, prefix, encode, length, _count(SCORING_WINDOWS, weights)),
+        calibration=_windows(calibration, prefix, encode, length, _count(CALIBRATION_WINDOWS, weights)),
         length=length,
     )
     if not found.scoring or not found.calibration:
         hint = "Give at least two documents of a few sentences, or one of several paragraphs."
         raise CompilerError(doing, "it holds too little text for a language model", hint)
     return found
+
+
+def text_tokenizer(program: Program) -> tuple[list[int], Encode]:
+    """What the tokenizer puts before a text, such as the token that begins a sequence, and token ids of bare text."""
+    from compiler.runtime.text import read_tokenizer
+    from compiler.tokenizer_folder import TOKENIZER_NAME
+
+    assert program.tokenizer is not None
+    tokenizer = read_tokenizer(program.tokenizer / TOKENIZER_NAME)
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    framed = tokenizer.encode("a")
+    special = list(framed.special_tokens_mask)
+    prefix = list(framed.ids[: special.index(0)]) if 0 in special else []
+    return prefix, lambda text: list(tokenizer.encode(text, add_special_tokens=False).ids)
 
 
 def _count(bounds: tuple[int, int, int], weight_count: int) -> int:
@@ -91,33 +104,29 @@ def _halves(documents: Sequence[str]) -> tuple[Sequence[str], Sequence[str]]:
     return [whole[:border]], [whole[border:].strip()]
 
 
-def _windows(documents: Sequence[str], tokenizer: Tokenizer, length: int, limit: int) -> tuple[Tensor, ...]:
+def _windows(
+    documents: Sequence[str], prefix: list[int], encode: Encode, length: int, limit: int
+) -> tuple[Tensor, ...]:
     """At most `limit` windows [1, length], evenly from all documents; one shorter one where they fill none."""
     if not documents:
         return ()
-    prefix = _prefix(tokenizer)
     fresh = length - len(prefix)
     share = max(fresh, -(-fresh * limit // len(documents))) * CHARACTERS_A_TOKEN
     passages = [_passage(document, share) for document in _evenly(documents, limit)]
-    ids = tokenizer.encode("\n\n".join(passages), add_special_tokens=False).ids
+    ids = encode("\n\n".join(passages))
     starts = list(range(0, len(ids) - fresh + 1, fresh)) or [0]
     windows = [torch.tensor([prefix + ids[start : start + fresh]]) for start in _evenly(starts, limit)]
     return tuple(window for window in windows if window.shape[1] >= LEAST_TOKENS)
 
 
-def _prefix(tokenizer: Tokenizer) -> list[int]:
-    """What the tokenizer puts before a text, such as the token that begins a sequence."""
-    encoding = tokenizer.encode("a")
-    special = list(encoding.special_tokens_mask)
-    return list(encoding.ids[: special.index(0)]) if 0 in special else []
-
-
 def _passage(document: str, characters: int) -> str:
-    """The middle of a document, from the beginning of a line on."""
+    """The middle of a document, in whole words, from the beginning of a line where there is one."""
     if len(document) <= characters:
         return document
     start = (len(document) - characters) // 2
-    return document[document.find("\n", start) + 1 :][:characters]
+    cut = document[start : start + characters]
+    line, space = cut.find("\n", 0, characters // 2), cut.find(" ")
+    return cut[(line if line >= 0 else space) + 1 : cut.rfind(" ") + 1]
 
 
 def _evenly(items: Sequence[Item], limit: int) -> list[Item]:
