@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,19 +60,34 @@ class OnnxRuntime(Backend):
 
     def lower(self, program: Program, target: Target, folder: Path) -> Lowered:
         """Translate, rewrite for the kernels, write, and check with a session that real kernels run."""
+        from compiler.backends.onnx_runtime.genai_config import (
+            genai_obstacle,
+            give_positions_a_default,
+            write_genai_config,
+        )
         from compiler.backends.onnx_runtime.graph_passes import GRAPH_PASSES
+        from compiler.backends.onnx_runtime.graph_passes.packed_projections import PROJECTIONS, pack_projections
         from compiler.backends.onnx_runtime.kernels import require_real_kernels, running_kernels
         from compiler.backends.onnx_runtime.model_file import MODEL_FILE, PROTOBUF_LIMIT_BYTES, write_model
         from compiler.backends.onnx_runtime.translate import onnx_model
 
         model = onnx_model(program)
-        for graph_pass in GRAPH_PASSES:
-            for graph in (*model.graph.subgraphs(), model.graph):
-                graph_pass(graph)
+        changes = Counter(
+            {
+                graph_pass.__name__: sum(graph_pass(graph) for graph in (*model.graph.subgraphs(), model.graph))
+                for graph_pass in GRAPH_PASSES
+            }
+        )
+        obstacle = genai_obstacle(program) if program.states else None
+        opens_in_genai = bool(program.states) and obstacle is None
+        if opens_in_genai:
+            give_positions_a_default(model.graph)
         limit = PROTOBUF_LIMIT_BYTES if self.external_above_bytes is None else self.external_above_bytes
         files = write_model(model, folder, limit)
+        if opens_in_genai:
+            files += write_genai_config(program, model.graph, folder, MODEL_FILE)
         kernels = running_kernels(folder / MODEL_FILE)
-        require_real_kernels(program, kernels)
+        require_real_kernels(program, kernels, joined=changes[pack_projections.__name__] * (PROJECTIONS - 1))
         return Lowered(
             entry=MODEL_FILE,
             files=files,
@@ -79,7 +95,7 @@ class OnnxRuntime(Backend):
             requires={"onnxruntime": ONNX_RUNTIME_VERSION},
             kernels=kernels,
             tolerance=_tolerance(model.graph, kernels),
-            notes=_notes(target),
+            notes=_notes(target, obstacle),
         )
 
 
@@ -99,12 +115,13 @@ def _tolerance(graph: ir.Graph, kernels: Collection[str]) -> float:
     return ROUNDED_INPUT_TOLERANCE if in_blocks or ("MatMulNBits" in kernels and not products) else ROUNDING_TOLERANCE
 
 
-def _notes(target: Target) -> tuple[str, ...]:
+def _notes(target: Target, genai_obstacle: str | None) -> tuple[str, ...]:
+    notes = () if genai_obstacle is None else (f"onnxruntime-genai cannot open it: {genai_obstacle}",)
     if target.name == "wasm":
-        return ("open model.onnx with onnxruntime-web; the kernels counted are those of this machine's build",)
+        return (*notes, "open model.onnx with onnxruntime-web; the kernels counted are those of this machine's build")
     if not target.is_host:
-        return (f"the kernels counted are those of this machine; ONNX Runtime for {target} chooses its own",)
-    return ()
+        return (*notes, f"the kernels counted are those of this machine; ONNX Runtime for {target} chooses its own")
+    return notes
 
 
 @hookimpl

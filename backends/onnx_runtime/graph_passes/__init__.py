@@ -10,10 +10,12 @@ from compiler.backends.onnx_runtime.graph_passes.attention_layout import absorb_
 from compiler.backends.onnx_runtime.graph_passes.dead_nodes import remove_dead_nodes
 from compiler.backends.onnx_runtime.graph_passes.hard_sigmoid import write_hard_sigmoids
 from compiler.backends.onnx_runtime.graph_passes.leading_items import sort_leading_items_only
+from compiler.backends.onnx_runtime.graph_passes.packed_projections import pack_projections
 from compiler.backends.onnx_runtime.graph_passes.residual_sum import write_residuals_as_sum
 
 GRAPH_PASSES: tuple[Callable[[ir.Graph], int], ...] = (
     absorb_head_transposes,
+    pack_projections,
     write_residuals_as_sum,
     write_hard_sigmoids,
     sort_leading_items_only,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import onnx_ir as ir
 import torch
 from torch import fx
@@ -11,6 +12,8 @@ from compiler.backends.onnx_runtime.translations import translates
 from compiler.backends.onnx_runtime.translations.shapes import shape_of
 
 INT8_BITS = 8
+ROTARY_MULTIPLE = 16
+"""The kernel turns heads of multiples of it; others are turned before it."""
 
 
 @translates("regraft.group_query_attention.default")
@@ -44,10 +47,20 @@ def group_query_attention(
         ("total_sequence_length", str(total_sequence_length)),
         lambda: w.cast(w.emit("Squeeze", w.size(total_sequence_length), w.constant([0])), torch.int32),
     )
+    q, k = w.value(query), w.value(key)
+    if cos_cache is not None and sin_cache is not None and int(shape_of(past_key)[3]) % ROTARY_MULTIPLE:
+        angles = w.value(cos_cache), w.value(sin_cache), _positions(w, query, seqlens_k)
+        q, k = (
+            w.emit("RotaryEmbedding", one, *angles, num_heads=heads, interleaved=int(rotary_interleaved) or None)
+            for one, heads in ((q, num_heads), (k, kv_num_heads))
+        )
+        cos_cache = sin_cache = None
     is_quantized = k_scale is not None and v_scale is not None
     return w.emit_several(
         "GroupQueryAttention",
-        *(w.value(one) for one in (query, key, value, past_key, past_value, seqlens_k)),
+        q,
+        k,
+        *(w.value(one) for one in (value, past_key, past_value, seqlens_k)),
         total,
         optional(cos_cache),
         optional(sin_cache),
@@ -64,11 +77,26 @@ def group_query_attention(
         softcap=float(softcap) or None,
         local_window_size=local_window_size,
         do_rotary=int(cos_cache is not None) or None,
-        rotary_interleaved=int(rotary_interleaved) or None,
+        rotary_interleaved=int(rotary_interleaved and cos_cache is not None) or None,
         kv_cache_bit_width=INT8_BITS if is_quantized else None,
         k_quant_type=_granularity(k_scale),
         v_quant_type=_granularity(v_scale),
     )
+
+
+def _positions(w: GraphWriter, query: fx.Node, seqlens_k: fx.Node) -> ir.Value:
+    """The places of the new tokens, int64 [batch, tokens]."""
+
+    def make() -> ir.Value:
+        count = w.dim_of(query, 1)
+        keys = w.emit("Add", w.cast(w.value(seqlens_k), torch.int64), w.constant([1], np.int64))
+        past = w.emit("Max", w.emit("Sub", keys, count), w.constant([0], np.int64))
+        axes = w.constant([0], np.int64)
+        steps = w.emit("Range", w.constant(0, np.int64), w.emit("Squeeze", count, axes), w.constant(1, np.int64))
+        return w.emit("Add", w.emit("Unsqueeze", past, w.constant([1], np.int64)), steps)
+
+    positions: ir.Value = w.shared(("positions", seqlens_k.name), make)
+    return positions
 
 
 def _granularity(scale: fx.Node | None) -> str | None:
