@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -93,12 +94,12 @@ def evidence_summary(result: CompileResult) -> dict[str, Scalar]:
     fidelity = result.payload.fidelity if result.payload else result.evidence.fidelity
     if fidelity is not None:
         summary |= {
-            "mean_cosine": fidelity.mean_cosine,
-            "worst_cosine": fidelity.worst_cosine,
-            "top1_agreement": fidelity.top1_agreement,
-            "neighbour_agreement": fidelity.neighbour_agreement,
+            name: value
+            for name, value in vars(fidelity).items()
+            if value is not None and name not in ("largest_error", "row_count")
         }
-    return {name: value for name, value in summary.items() if value is not None}
+    summary |= {f"probe_{name.replace('-', '_')}": score for name, score in result.evidence.probes.items()}
+    return {name: value for name, value in summary.items() if not isinstance(value, float) or math.isfinite(value)}
 
 
 def files_bytes(folder: Path, names: Iterable[str]) -> int:

@@ -32,7 +32,7 @@ BATCH_SIZE = 16
 LONGEST_TEXT_TOKENS = 256
 
 RANKING_WINDOWS = 2
-SAMPLE = "sample"
+SAMPLE, WINDOW = "sample", "window"
 
 Batch = tuple[Tensor, ...]
 
@@ -65,7 +65,7 @@ class Dataset:
     @property
     def ranking(self) -> tuple[Batch, ...]:
         """What sites are ranked on, one measurement a site: part of the calibration data where all would take long."""
-        return self.calibration[:RANKING_WINDOWS] if self.unit != SAMPLE else self.calibration
+        return self.calibration[:RANKING_WINDOWS] if self.unit == WINDOW else self.calibration
 
     def row_mask(self, batch: Batch, output: Tensor) -> Tensor | None:
         """Which rows of an output [batch, tokens, width] are no padding; None where every row counts."""
@@ -145,8 +145,7 @@ def _window_dataset(doing: str, name: str, documents: Sequence[str], program: Pr
         return tuple(given[name].to(dtype) for name, dtype in dtypes.items())
 
     scoring, calibration = (tuple(map(batch, half)) for half in (found.scoring, found.calibration))
-    unit = f"window of {found.length} tokens"
-    return Dataset(name, scoring, calibration, shipped, _mask_index(program), unit)
+    return Dataset(f"{name}, {found.length} tokens each", scoring, calibration, shipped, _mask_index(program), WINDOW)
 
 
 def _split(name: str, samples: Sequence[str | Batch], program: Program, *, shipped: bool) -> Dataset:

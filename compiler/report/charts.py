@@ -92,6 +92,18 @@ def fidelity_chart(steps: Sequence[tuple[str, float, float]]) -> Markup:
     return _svg("Cosine to the captured model after each pass: mean and worst row", bottom + 4, rows)
 
 
+def probe_chart(probes: Sequence[tuple[str, float, float]]) -> Markup:
+    """Two bars a probe (name, score before, score after) on a scale that ends at 1, or at the largest score."""
+    largest = max([1.0] + [max(before, after) for _, before, after in probes])
+    rows = []
+    for index, (name, before, after) in enumerate(probes):
+        top = index * (ROW + BAR)
+        rows.append(_label(top, name, f"{after:.3f}"))
+        rows.append(_bar(0, top, WIDTH * max(before, 0.0) / largest, "e", f"before: {before:.3f}"))
+        rows.append(_bar(0, top + BAR, WIDTH * max(after, 0.0) / largest, "a", f"after: {after:.3f}"))
+    return _svg("Scores of probes, before and after", len(probes) * (ROW + BAR), rows)
+
+
 def drop_chart(drops: Sequence[tuple[str, str, float]]) -> Markup:
     """A bar a site (name, state, drop when it alone is grafted), the worst first."""
     largest = max([value for _, _, value in drops] + [1e-12])

@@ -4,8 +4,9 @@
     model               source, role, inputs, outputs (each as text)
     backend, target     what it was lowered with, and for what
     runtime             name of the engine that opens it, and what it requires
-    data                name, sample_count, shipped (true: the user gave none)
-    before, after       weight_bytes, flops, bytes_by_kind; after also payload_bytes and fidelity, that of the Program
+    data                name, sample_count, unit (what a sample is), shipped (true: the user gave none)
+    before, after       weight_bytes, flops, bytes_by_kind, probes (scores by name), fidelity of the Program to what was
+                        captured; after also payload_bytes
     payload             fidelity of the lowered payload itself; null where it could not be run
     max_drop            the budget, or null
     passes              in order: name, text, make, changed_count, states (count by state), evidence, notes
@@ -18,7 +19,8 @@
 
 Bytes, seconds and FLOPs (a multiply-add counts as two) are plain numbers. A fidelity compares with the captured
 model: mean_cosine, worst_cosine, largest_error, row_count, top1_agreement, neighbour_agreement and drop (what
---max-drop bounds); the agreements are null where the role has none.
+--max-drop bounds); of language models also perplexity, perplexity_ratio and kl_divergence (nats a token). What the role
+has no notion of is null.
 """
 
 from __future__ import annotations
@@ -55,17 +57,20 @@ def report_document(result: CompileResult) -> dict[str, Any]:
         "backend": result.recipe.backend,
         "target": result.recipe.target,
         "runtime": {"name": result.lowered.runtime, "requires": dict(result.lowered.requires)},
-        "data": {"name": data.name, "shipped": data.shipped, "sample_count": data.scoring_count},
+        "data": {"name": data.name, "shipped": data.shipped, "sample_count": data.scoring_count, "unit": data.unit},
         "before": {
             "weight_bytes": result.before.weight_bytes,
             "flops": result.before.flops,
             "bytes_by_kind": weight_bytes_by_kind(captured),
+            "probes": result.before.probes,
+            "fidelity": fidelity_document(result.before.fidelity),
         },
         "after": {
             "weight_bytes": after.weight_bytes,
             "flops": after.flops,
             "bytes_by_kind": weight_bytes_by_kind(result.program),
             "payload_bytes": result.payload_bytes,
+            "probes": after.probes,
             "fidelity": fidelity_document(after.fidelity),
         },
         "payload": fidelity_document(payload.fidelity if payload else None),

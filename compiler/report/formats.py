@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+LEAST_NATS = 1e-6
 STATES = ("grafted", "softened", "returned", "refused")
 
 
@@ -33,6 +34,30 @@ def share(value: float | None) -> str:
     if value is None:
         return "-"
     return "100 %" if value == 1.0 else f"{min(value * 100, 99.9):.1f} %"
+
+
+def perplexity(value: float | None) -> str:
+    """`24.21`; fewer decimals where it is large."""
+    if value is None:
+        return "-"
+    return f"{value:.2f}" if value < 1000 else f"{value:,.0f}"
+
+
+def ratio(value: float | None) -> str:
+    """`x1.0213`."""
+    return "-" if value is None else f"x{value:.4f}"
+
+
+def nats(value: float | None) -> str:
+    """A divergence, to three digits that matter; what storage rounds is nothing."""
+    if value is None:
+        return "-"
+    return "0" if value < LEAST_NATS else f"{value:.3g}"
+
+
+def scores(probes: dict[str, float]) -> str:
+    """`copying 0.855, needle 1`."""
+    return ", ".join(f"{name} {round(score, 3):g}" for name, score in probes.items())
 
 
 def milliseconds(seconds: float | None) -> str:

@@ -28,11 +28,15 @@ def html_page(document: dict[str, Any]) -> str:
         formats.share,
         formats.milliseconds,
         formats.duration,
+        formats.perplexity,
+        formats.ratio,
+        formats.nats,
     )
     environment.filters.update({filter.__name__: filter for filter in (*filters, formats.drop, formats.states)})
     template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
     return template.render(
         report=document,
+        language=_judges_language(document),
         sites=_listed_sites(document["sites"]),
         states=sorted({site["state"] for site in document["sites"]}),
         charts=_charts(document),
@@ -60,13 +64,33 @@ def _headline(document: dict[str, Any]) -> list[tuple[str, str, str]]:
         facts.append(("Latency", formats.milliseconds(first["median"]), "; ".join(told)))
     fidelity = document["payload"] or after["fidelity"]
     if fidelity is not None:
-        worst = f"worst row {formats.cosine(fidelity['worst_cosine'])}"
-        facts.append(("Mean cosine", formats.cosine(fidelity["mean_cosine"]), worst))
-        for key, name in (("top1_agreement", "Top-1 kept"), ("neighbour_agreement", "Neighbour kept")):
-            if fidelity[key] is not None:
-                facts.append((name, formats.share(fidelity[key]), f"of {document['data']['sample_count']} samples"))
+        facts += _fidelity_facts(document, fidelity)
     seconds = formats.duration(document["seconds"])
     return [*facts, ("Compiled in", seconds, f"peak memory {formats.megabytes(document['peak_memory_bytes'])}")]
+
+
+def _judges_language(document: dict[str, Any]) -> bool:
+    """Whether there are perplexities to show."""
+    return (document["before"]["fidelity"] or {}).get("perplexity") is not None
+
+
+def _fidelity_facts(document: dict[str, Any], fidelity: dict[str, Any]) -> list[tuple[str, str, str]]:
+    if fidelity["perplexity"] is not None:
+        before = f"was {formats.perplexity(document['before']['fidelity']['perplexity'])}"
+        ratio, kl = formats.ratio(fidelity["perplexity_ratio"]), formats.nats(fidelity["kl_divergence"])
+        facts = [
+            ("Perplexity", formats.perplexity(fidelity["perplexity"]), f"{ratio}; {before}"),
+            ("KL divergence", kl, "nats a token from the captured model"),
+        ]
+        counted = f"of {fidelity['row_count']:,} tokens"
+    else:
+        worst = f"worst row {formats.cosine(fidelity['worst_cosine'])}"
+        facts = [("Mean cosine", formats.cosine(fidelity["mean_cosine"]), worst)]
+        counted = f"of {document['data']['sample_count']} samples"
+    for key, name in (("top1_agreement", "Top-1 kept"), ("neighbour_agreement", "Neighbour kept")):
+        if fidelity[key] is not None:
+            facts.append((name, formats.share(fidelity[key]), counted))
+    return facts
 
 
 def _charts(document: dict[str, Any]) -> list[tuple[str, Markup, str]]:
@@ -94,6 +118,10 @@ def _charts(document: dict[str, Any]) -> list[tuple[str, Markup, str]]:
                 "Cosine to the captured model. Blue: mean; orange: worst row.",
             )
         )
+    probes = [(name, document["before"]["probes"].get(name, score), score) for name, score in after["probes"].items()]
+    if probes:
+        caption = "Scores before any pass (grey) and after all of them (blue); 1 is all right."
+        found.append(("Probes", charts.probe_chart(probes), caption))
     drops = sorted((site for site in document["sites"] if site["drop"] is not None), key=lambda site: -site["drop"])
     if drops:
         worst = [(site["site"], site["state"], site["drop"]) for site in drops[:LISTED_DROPS]]

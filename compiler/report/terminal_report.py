@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from compiler.cli.terminal import line, table
@@ -11,68 +12,83 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
 
+Figures = tuple[tuple[str, Callable[[dict[str, Any]], str]], ...]
+"""Headings of columns, and how each is written from a fidelity."""
+
+COSINES: Figures = (
+    ("mean cosine", lambda fidelity: formats.cosine(fidelity["mean_cosine"])),
+    ("worst", lambda fidelity: formats.cosine(fidelity["worst_cosine"])),
+)
+TOP1: Figures = (("top-1", lambda fidelity: formats.share(fidelity["top1_agreement"])),)
+NEIGHBOUR: Figures = (("neighbour", lambda fidelity: formats.share(fidelity["neighbour_agreement"])),)
+PERPLEXITY: Figures = (
+    ("perplexity", lambda fidelity: formats.perplexity(fidelity["perplexity"])),
+    ("ratio", lambda fidelity: formats.ratio(fidelity["perplexity_ratio"])),
+    ("KL, nats", lambda fidelity: formats.nats(fidelity["kl_divergence"])),
+)
+CHOOSING_FIGURES: Figures = COSINES + TOP1
+EMBEDDING_FIGURES: Figures = COSINES + NEIGHBOUR
+LANGUAGE_FIGURES: Figures = PERPLEXITY + TOP1
+
+
 def compile_summary(document: dict[str, Any]) -> list[RenderableType]:
     """Tables and lines for standard error. `document` is a report with `artifact`, the folder, added."""
-    agreement = _agreement_name(document)
-    rows = [_captured_row(document), *(_pass_row(one, agreement) for one in document["passes"])]
+    figures = _figures(document)
+    rows = [_captured_row(document, figures), *(_pass_row(one, figures) for one in document["passes"])]
     if document["payload"] is not None:
-        rows.append(_payload_row(document, agreement))
-    headers = ("after", "what was done", ">mean cosine", ">worst", f">{agreement[1]}", ">weights", ">FLOPs", ">seconds")
+        rows.append(_payload_row(document, figures))
+    names = tuple(f">{name}" for name, _ in figures)
+    headers = ("after", "what was done", *names, ">weights", ">FLOPs", ">seconds")
     shown: list[RenderableType] = [table(headers, rows)]
     shown += [line(f"{one['name']}: {note}") for one in document["passes"] for note in one["notes"]]
     shown += [line(text) for text in _closing(document)]
     return shown
 
 
-def _agreement_name(document: dict[str, Any]) -> tuple[str, str]:
-    fidelity = document["after"]["fidelity"] or {}
-    choosing = fidelity.get("top1_agreement") is not None
-    return ("top1_agreement", "top-1") if choosing else ("neighbour_agreement", "neighbour")
+def _figures(document: dict[str, Any]) -> Figures:
+    """Which figures of a fidelity are shown: those that mean most for the role."""
+    fidelity = document["before"]["fidelity"] or {}
+    if fidelity.get("perplexity") is not None:
+        return LANGUAGE_FIGURES
+    return CHOOSING_FIGURES if fidelity.get("top1_agreement") is not None else EMBEDDING_FIGURES
 
 
-def _captured_row(document: dict[str, Any]) -> tuple[str, ...]:
+def _captured_row(document: dict[str, Any], figures: Figures) -> tuple[str, ...]:
     before = document["before"]
-    return (
-        "captured",
-        "",
-        "",
-        "",
-        "",
-        formats.megabytes(before["weight_bytes"]),
-        formats.operations(before["flops"]),
-        "",
-    )
+    perplexity = formats.perplexity(before["fidelity"]["perplexity"]) if figures is LANGUAGE_FIGURES else ""
+    size, operations = formats.megabytes(before["weight_bytes"]), formats.operations(before["flops"])
+    return ("captured", "", perplexity, *[""] * (len(figures) - 1), size, operations, "")
 
 
-def _pass_row(one: dict[str, Any], agreement: tuple[str, str]) -> tuple[str, ...]:
+def _pass_row(one: dict[str, Any], figures: Figures) -> tuple[str, ...]:
     evidence = one["evidence"]
     return (
         one["name"],
         formats.states(one),
-        *_fidelity_cells(evidence["fidelity"], agreement),
+        *_fidelity_cells(evidence["fidelity"], figures),
         formats.megabytes(evidence["weight_bytes"]),
         formats.operations(evidence["flops"]),
         f"{evidence['seconds']:.1f}",
     )
 
 
-def _payload_row(document: dict[str, Any], agreement: tuple[str, str]) -> tuple[str, ...]:
+def _payload_row(document: dict[str, Any], figures: Figures) -> tuple[str, ...]:
     size = formats.megabytes(document["after"]["payload_bytes"])
-    return ("lowered", document["backend"], *_fidelity_cells(document["payload"], agreement), size, "", "")
+    return ("lowered", document["backend"], *_fidelity_cells(document["payload"], figures), size, "", "")
 
 
-def _fidelity_cells(fidelity: dict[str, Any] | None, agreement: tuple[str, str]) -> tuple[str, str, str]:
-    if fidelity is None:
-        return "", "", ""
-    kept = fidelity[agreement[0]]
-    return formats.cosine(fidelity["mean_cosine"]), formats.cosine(fidelity["worst_cosine"]), formats.share(kept)
+def _fidelity_cells(fidelity: dict[str, Any] | None, figures: Figures) -> tuple[str, ...]:
+    return tuple("" if fidelity is None else written(fidelity) for _, written in figures)
 
 
 def _closing(document: dict[str, Any]) -> list[str]:
     data, folder = document["data"], document["artifact"]
-    samples = formats.counted(data["sample_count"], "sample")
+    samples = formats.counted(data["sample_count"], data["unit"])
     told = " (give your own with --data)" if data["shipped"] else ""
     lines = [f"measured on {samples} of {data['name']}{told}"]
+    if document["after"]["probes"]:
+        now, before = (formats.scores(document[side]["probes"]) for side in ("after", "before"))
+        lines.append(f"probes: {now}" + ("" if now == before else f" (captured: {before})"))
     if document["latency"] is not None:
         sides = document["latency"]["sides"]
         lines.append("; ".join(f"{side['name']} {formats.milliseconds(side['median'])}" for side in sides))

@@ -91,7 +91,8 @@ def test_text_files_are_documents(counting: Program, tmp_path: Path) -> None:
     assert data.calibration[0][0].tolist() == [list(range(20))]
     assert data.scoring[0][0].tolist() == [list(range(40, 60))]
     assert data.scoring[0][1].tolist() == [[1] * 20]
-    assert data.unit == "window of 256 tokens"
+    assert data.unit == "window"
+    assert data.name.endswith(", 256 tokens each")
 
 
 def test_texts_of_jsonl_are_documents(counting: Program, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ def fidelity(mean: float, worst: float) -> dict[str, Any]:
     return {
         "mean_cosine": mean, "worst_cosine": worst, "largest_error": 0.02, "row_count": 64,
         "top1_agreement": None, "neighbour_agreement": 0.9375, "drop": 1 - mean,
+        "perplexity": None, "perplexity_ratio": None, "kl_divergence": None,
     }  # fmt: skip
 
 
@@ -46,15 +47,30 @@ def report(text: str = "encoder", site_count: int = 40) -> dict[str, Any]:
         "format": "regraft report 1", "regraft": "0.1.0",
         "model": {"source": text, "role": text, "inputs": [f"{text}: int64[batch, sequence]"], "outputs": [text]},
         "backend": text, "target": text, "runtime": {"name": text, "requires": {text: "1"}},
-        "data": {"name": text, "shipped": True, "sample_count": 64},
+        "data": {"name": text, "shipped": True, "sample_count": 64, "unit": "sample"},
         "before": {"weight_bytes": 90_900_000, "flops": 2_800_000_000,
-                   "bytes_by_kind": {"linear": 42_000_000, "embedding": 48_000_000, "norm": 900_000}},
+                   "bytes_by_kind": {"linear": 42_000_000, "embedding": 48_000_000, "norm": 900_000},
+                   "probes": {text: 1.0}, "fidelity": fidelity(1.0, 1.0)},
         "after": {"weight_bytes": 22_700_000, "flops": 2_800_000_000, "payload_bytes": 22_800_000,
                   "bytes_by_kind": {"linear": 10_600_000, "embedding": 12_000_000, "other": 100_000},
-                  "fidelity": fidelity(0.9981, 0.991)},
+                  "probes": {text: 0.875}, "fidelity": fidelity(0.9981, 0.991)},
         "payload": fidelity(0.998, 0.99), "max_drop": 0.0025, "passes": passes, "sites": sites,
         "latency": {"shapes": {text: [1, 128]}, "rounds": 15,
                     "sides": [{"name": text, **spread}, {**spread, "name": "torch"}]},
         "kernels": {text: 36, "LayerNormalization": 13}, "recipe": f'model = "{text}"\n',
         "seconds": 31.5, "peak_memory_bytes": 1_100_000_000, "notes": [text],
     }  # fmt: skip
+
+
+def language_report(text: str = "causal-lm") -> dict[str, Any]:
+    """A report of a language model."""
+    document = report(text)
+    lossless = {"perplexity": 24.2, "perplexity_ratio": 1.0, "kl_divergence": 2e-8, "top1_agreement": 1.0}
+    lossy = {"perplexity": 24.789, "perplexity_ratio": 1.02434, "kl_divergence": 0.03123, "top1_agreement": 0.9023}
+    found = [document["before"]["fidelity"], *(one["evidence"]["fidelity"] for one in document["passes"])]
+    for one in found:
+        one.update({"neighbour_agreement": None, "row_count": 2048} | lossless)
+    for one in (document["after"]["fidelity"], document["payload"], found[-1]):
+        one.update({"neighbour_agreement": None, "row_count": 2048} | lossy)
+    document["data"] |= {"unit": "window", "sample_count": 8}
+    return document
