@@ -6,11 +6,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor, fx, nn
 
 from compiler.evidence.fidelity import Reference, measure_fidelity, reference_outputs
+from compiler.mapped_weights import release_mapped
 from compiler.rewriting import Graft, PassContext, PassResult, Replacement, SiteOutcome
 from compiler.sites import Refusal, Site, find_sites
+from compiler.states import hold_state_as
 
 if TYPE_CHECKING:
     from compiler.program import Program
@@ -77,6 +80,7 @@ def _propose_all(graft: Graft, program: Program, context: PassContext) -> tuple[
             )
         else:
             grafted.append(GraftedSite(site, [proposal]))
+        release_mapped(program.weights().values())
     return grafted, refused
 
 
@@ -88,6 +92,7 @@ class _Workbench:
         self.program = program
         self.grafted = grafted
         self._active: dict[fx.Node, fx.Node] = {}
+        self._state_types = {spec.name: getattr(torch, spec.dtype) for spec in program.inputs}
 
     def trial(self) -> Program:
         """A runnable copy of the Program as it is arranged now, without dead nodes."""
@@ -104,9 +109,16 @@ class _Workbench:
         item.rung = rung
         if wanted is now:
             return
+        self._hold_states(item)
         now.replace_all_uses_with(wanted)
         item.active = wanted
         self._active[item.site.output] = wanted
+
+    def _hold_states(self, item: GraftedSite) -> None:
+        """Let the states that a site reads be of the dtype that what stands there now takes."""
+        taken = {} if item.returned else item.rungs[item.rung].states
+        for past in {name for rung in item.rungs for name in rung.states}:
+            hold_state_as(self.program, past, taken.get(past, self._state_types[past]))
 
     def _call(self, item: GraftedSite, rung: int) -> fx.Node:
         if rung in item.calls:

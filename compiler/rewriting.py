@@ -7,7 +7,7 @@ back when a budget does not hold is the pipeline's work, the same for every graf
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -16,6 +16,8 @@ from torch import nn
 from compiler.sites import Refusal, Site
 
 if TYPE_CHECKING:
+    import torch
+
     from compiler.evidence import Evidence
     from compiler.evidence.data import Dataset
     from compiler.program import Program
@@ -96,13 +98,14 @@ class Rewrite(Pass):
 class Replacement:
     """The module that stands in for a site: `module(*site.inputs)` gives what `site.output` gave.
 
-    `heal` names its parameters that healing may train. `gentler` is what the pipeline tries before it gives the site
-    back entirely.
+    `heal` names its parameters that healing may train. `states` says which of the Program's states it holds in another
+    dtype, by the name of their input. `gentler` is what the pipeline tries before it gives the site back entirely.
     """
 
     module: nn.Module
     note: str
     heal: tuple[str, ...] = ()
+    states: Mapping[str, torch.dtype] = field(default_factory=dict)
     gentler: Callable[[], Replacement | Refusal] | None = field(default=None, repr=False)
 
 

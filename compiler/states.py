@@ -13,7 +13,7 @@ Names and layout are those of onnxruntime-genai's decoders.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -58,3 +58,17 @@ def incremental_inputs(program: Program, batch: Sequence[Tensor], room: int = 0)
         )
         for spec in program.inputs
     )
+
+
+def hold_state_as(program: Program, past: str, dtype: torch.dtype) -> None:
+    """Let the state whose input is `past` be of `dtype` between calls: its input, its output and their examples."""
+    (present,) = (state.present for state in program.states if state.past == past)
+    name = str(dtype).removeprefix("torch.")
+    program.outputs = tuple(replace(one, dtype=name) if one.name == present else one for one in program.outputs)
+    place = [spec.name for spec in program.inputs].index(past)
+    program.inputs = tuple(replace(one, dtype=name) if one.name == past else one for one in program.inputs)
+    program.example_inputs = tuple(
+        one.to(dtype) if index == place else one for index, one in enumerate(program.example_inputs)
+    )
+    node = program.placeholders()[place]
+    node.meta["val"] = node.meta["val"].to(dtype)

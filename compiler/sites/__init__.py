@@ -10,6 +10,7 @@ from torch import fx
 
 from compiler.errors import CompilerError, nearest_hint
 from compiler.sites.attention import match_attention
+from compiler.sites.cache import match_cache
 from compiler.sites.convolution import match_convolution
 from compiler.sites.embedding import match_embedding
 from compiler.sites.feed_forward import match_feed_forward
@@ -32,6 +33,7 @@ KINDS: dict[str, Matcher] = {
     "linear": match_linear,
     "convolution": match_convolution,
     "attention": match_attention,
+    "cache": match_cache,
     "feed-forward": match_feed_forward,
     "quantized": match_quantized,
     "quantized-activation": match_quantized_activation,

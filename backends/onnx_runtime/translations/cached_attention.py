@@ -10,10 +10,13 @@ from torch import fx
 from compiler.backends.onnx_runtime.graph_writer import MICROSOFT, GraphWriter
 from compiler.backends.onnx_runtime.translations import translates
 from compiler.backends.onnx_runtime.translations.shapes import shape_of
+from compiler.errors import CompilerError
 
 INT8_BITS = 8
+HEAD_MULTIPLE = 8
+"""The kernel takes heads of multiples of it."""
 ROTARY_MULTIPLE = 16
-"""The kernel turns heads of multiples of it; others are turned before it."""
+"""The kernel turns multiples of it in heads of multiples of it; others are turned before it."""
 
 
 @translates("regraft.group_query_attention.default")
@@ -47,14 +50,26 @@ def group_query_attention(
         ("total_sequence_length", str(total_sequence_length)),
         lambda: w.cast(w.emit("Squeeze", w.size(total_sequence_length), w.constant([0])), torch.int32),
     )
-    q, k = w.value(query), w.value(key)
-    if cos_cache is not None and sin_cache is not None and int(shape_of(past_key)[3]) % ROTARY_MULTIPLE:
-        angles = w.value(cos_cache), w.value(sin_cache), _positions(w, query, seqlens_k)
-        q, k = (
-            w.emit("RotaryEmbedding", one, *angles, num_heads=heads, interleaved=int(rotary_interleaved) or None)
-            for one, heads in ((q, num_heads), (k, kv_num_heads))
-        )
-        cos_cache = sin_cache = None
+    q, k, head_dim = w.value(query), w.value(key), int(shape_of(past_key)[3])
+    if head_dim % HEAD_MULTIPLE:
+        hint = f"ONNX Runtime's GroupQueryAttention takes multiples of {HEAD_MULTIPLE}: leave make-incremental out."
+        raise CompilerError("lowering to ONNX", f"heads of {head_dim} numbers", hint, node.name)
+    if cos_cache is not None and sin_cache is not None:
+        rotary_dim = 2 * int(shape_of(cos_cache)[-1])
+        if head_dim % ROTARY_MULTIPLE or rotary_dim % ROTARY_MULTIPLE:
+            angles = w.value(cos_cache), w.value(sin_cache), _positions(w, query, seqlens_k)
+            q, k = (
+                w.emit(
+                    "RotaryEmbedding",
+                    one,
+                    *angles,
+                    num_heads=heads,
+                    interleaved=int(rotary_interleaved) or None,
+                    rotary_embedding_dim=rotary_dim if rotary_dim < head_dim else None,
+                )
+                for one, heads in ((q, num_heads), (k, kv_num_heads))
+            )
+            cos_cache = sin_cache = None
     is_quantized = k_scale is not None and v_scale is not None
     return w.emit_several(
         "GroupQueryAttention",
