@@ -72,6 +72,7 @@ def compile_model(
     from compiler.evidence.data import load_dataset
     from compiler.evidence.payload import measure_payload
     from compiler.frontends import LoadOptions, load_model
+    from compiler.mapped_weights import release_mapped
     from compiler.pipeline import Pipeline
     from compiler.registry import Registry
     from compiler.report import report_files
@@ -97,6 +98,7 @@ def compile_model(
     probes = [probe() for probe in registry.probes().values()]
     pipeline = Pipeline(passes, context, registry.manager.hook, probes)
     program, before, records = pipeline.run(captured)
+    release_mapped(captured.weights().values())
 
     with staged_artifact(folder) as staging:
         progress(f"lowering with {backend.name}")

@@ -19,7 +19,7 @@ def has_safetensors(folder: Path) -> bool:
 
 def check_safetensors(doing: str, folder: Path) -> None:
     """Raise CompilerError when a weight file is missing, truncated or damaged."""
-    for path in _shards(doing, folder):
+    for path in weight_files(doing, folder):
         _check_complete(doing, path)
 
 
@@ -28,7 +28,8 @@ def found_pickle(folder: Path) -> str | None:
     return next((name for name in PICKLES if (folder / name).is_file()), None)
 
 
-def _shards(doing: str, folder: Path) -> list[Path]:
+def weight_files(doing: str, folder: Path) -> list[Path]:
+    """The folder's weight files. Raises CompilerError when one that the index names is missing."""
     if (folder / SINGLE).is_file():
         return [folder / SINGLE]
     try:

@@ -6,6 +6,7 @@ Only safetensors are read; code that comes with a checkpoint is never run. The g
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from compiler.frontends.traced_module import Readout
 from compiler.frontends.transformers_inputs import dynamic_dims, example_inputs
 from compiler.frontends.transformers_model import build_model, context_length, model_class, read_config, refuse_missing, role_of
 from compiler.frontends.transformers_offline import transformers_offline
+from compiler.frontends.widened_weights import widened_checkpoint
 from compiler.hookspecs import hookimpl
 from compiler.program import Program, dtype_name
 
@@ -46,7 +48,8 @@ class TransformersFolder(Frontend):
             if pooling is not None:
                 config.architectures = None
             stored = getattr(config, "dtype", None) or torch.float32
-            built, missing = build_model(doing, folder, model_class(doing, config), config, **reading)
+            with widened_checkpoint(doing, folder) if reading["use_safetensors"] else nullcontext(folder) as source:
+                built, missing = build_model(doing, source, model_class(doing, config), config, **reading)
             program = captured(doing, built, pooling, folder, options, missing, tokenizer_of_folder(folder))
         if stored != torch.float32:
             program.notes.append(f"the checkpoint's weights are {dtype_name(stored)}; the graph computes in float32")
