@@ -70,7 +70,7 @@ def compile_model(
     from compiler.artifact_contents import artifact_contents, evidence_summary, files_bytes
     from compiler.evidence.cost import peak_memory_bytes
     from compiler.evidence.data import load_dataset
-    from compiler.evidence.payload import measure_payload
+    from compiler.evidence.payload import measure_payload, time_large_model
     from compiler.frontends import LoadOptions, load_model
     from compiler.mapped_weights import release_mapped
     from compiler.pipeline import Pipeline
@@ -97,6 +97,7 @@ def compile_model(
     context = PassContext(target, data, recipe.max_drop, recipe.seed, progress=progress)
     probes = [probe() for probe in registry.probes().values()]
     pipeline = Pipeline(passes, context, registry.manager.hook, probes)
+    timed = time_large_model(captured, data)
     program, before, records = pipeline.run(captured)
     release_mapped(captured.weights().values())
 
@@ -107,7 +108,7 @@ def compile_model(
         progress("measuring the artifact")
         payload = None
         if draft.session is not None:
-            payload = measure_payload(draft.session, program, captured, pipeline.reference, data)
+            payload = measure_payload(draft.session, program, captured, pipeline.reference, data, timed)
         result = CompileResult(
             recipe=recipe,
             captured=captured,

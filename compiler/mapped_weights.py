@@ -1,8 +1,8 @@
 """Weights that are mapped from files, and how their memory goes back to the system.
 
-A mapped weight takes memory once something reads it, and keeps it until the system needs it elsewhere. A pass that walks
-over a large model gives back what it has read, so that the model is never in memory as a whole beside what the pass
-makes of it. Reading it again costs nothing but time: the file is mostly still in the system's cache.
+A mapped weight takes memory once something reads it, and keeps it until the system needs it elsewhere. A pass that
+walks over a large model gives back what it has read, so that the model is never in memory as a whole beside what the
+pass makes of it. Reading it again costs nothing but time: the file is mostly still in the system's cache.
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from compiler.evidence import Fidelity
+from compiler.evidence.cost import weight_bytes
 from compiler.evidence.fidelity import Reference, compare_with, main_output
 from compiler.evidence.random_inputs import example_batch
 from compiler.runtime.bench import Spread
@@ -23,6 +24,11 @@ TYPICAL_SIZES = {"batch": 1, "sequence": 128}
 ROUND_COUNT = 15
 LONGEST_SECONDS = 6.0
 """A slow model gets fewer rounds."""
+LARGE_BYTES = 2**31
+"""Float weights that are not held in memory beside the artifact, only to time the two in turns."""
+
+TimedRuns = tuple[tuple[Tensor, ...], list[float]]
+"""What a model was run on, and the seconds of each run."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +36,7 @@ class PayloadEvidence:
     """What the artifact itself is worth.
 
     `eager_seconds` is the latency of the captured model in torch, `payload_seconds` that of the artifact, on inputs of
-    `shapes`, in rounds that alternate the two.
+    `shapes`, in rounds that alternate the two; a large model is timed by itself before.
     """
 
     fidelity: Fidelity
@@ -41,13 +47,22 @@ class PayloadEvidence:
 
 
 def measure_payload(
-    session: Session, program: Program, captured: Program, reference: Reference, data: Dataset
+    session: Session,
+    program: Program,
+    captured: Program,
+    reference: Reference,
+    data: Dataset,
+    timed: TimedRuns | None = None,
 ) -> PayloadEvidence:
     """Run `session`, which `program` was lowered to, on the scoring data against `reference`; time it against the model
-    as captured.
+    as captured, in turns, or against what `time_large_model` found before.
     """
-    batch = typical_batch(captured, data)
-    eager, payload = _alternate(lambda: captured.run(*batch), lambda: run_session(session, program, batch))
+    if timed is None:
+        batch = typical_batch(captured, data)
+        eager, payload = _alternate(lambda: captured.run(*batch), lambda: run_session(session, program, batch))
+    else:
+        batch, eager = timed
+        payload = _repeat(lambda: run_session(session, program, batch))
     return PayloadEvidence(
         fidelity=_fidelity(session, program, reference, data),
         eager_seconds=Spread.of(eager),
@@ -55,6 +70,14 @@ def measure_payload(
         shapes={spec.name: tuple(tensor.shape) for spec, tensor in zip(captured.inputs, batch, strict=True)},
         rounds=len(eager),
     )
+
+
+def time_large_model(captured: Program, data: Dataset) -> TimedRuns | None:
+    """Runs of a model that is too large to be in memory beside its artifact; None of one that is not."""
+    if weight_bytes(captured) < LARGE_BYTES:
+        return None
+    batch = typical_batch(captured, data)
+    return batch, _repeat(lambda: captured.run(*batch))
 
 
 def run_session(session: Session, program: Program, batch: Batch) -> dict[str, Any]:
@@ -82,6 +105,10 @@ def _fidelity(session: Session, program: Program, reference: Reference, data: Da
     name = program.outputs[main_output(program)].name
     found = (torch.from_numpy(run_session(session, program, batch)[name]).float() for batch in data.scoring)
     return compare_with(reference, found, data, data.scoring, program.role)
+
+
+def _repeat(call: Callable[[], Any]) -> list[float]:
+    return _alternate(call, lambda: None)[0]
 
 
 def _alternate(first: Callable[[], Any], second: Callable[[], Any]) -> tuple[list[float], list[float]]:

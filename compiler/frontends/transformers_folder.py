@@ -22,7 +22,14 @@ from compiler.frontends.tokenizer_files import tokenizer_of_folder
 from compiler.frontends.torch_export import capture
 from compiler.frontends.traced_module import Readout
 from compiler.frontends.transformers_inputs import dynamic_dims, example_inputs
-from compiler.frontends.transformers_model import build_model, context_length, model_class, read_config, refuse_missing, role_of
+from compiler.frontends.transformers_model import (
+    build_model,
+    context_length,
+    model_class,
+    read_config,
+    refuse_missing,
+    role_of,
+)
 from compiler.frontends.transformers_offline import transformers_offline
 from compiler.frontends.widened_weights import widened_checkpoint
 from compiler.hookspecs import hookimpl
