@@ -24,14 +24,14 @@ from fnmatch import fnmatchcase
 from typing import Annotated, ClassVar, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
-from compiler.calibration import ActivationStatistics
 from compiler.hookspecs import hookimpl
 from compiler.program import Program
 from compiler.quantization.calibration_walk import CalibrationWalk
 from compiler.quantization.modules import BlockQuantizedLinear, SharedTableRows
 from compiler.quantization.packing import packed_width
+from compiler.quantization.planned_bits import PlannedBits, planned_bits
 from compiler.quantization.scales import Clip
 from compiler.quantization.shared_tables import SharedTables
 from compiler.quantization.stand_ins import (
@@ -43,6 +43,7 @@ from compiler.quantization.stand_ins import (
     block_that_divides,
     dynamic_int8_linear,
     int8_convolution,
+    linear_weights,
     quantized_table,
     row_scaled_int8_linear,
     wants_row_scales,
@@ -52,6 +53,7 @@ from compiler.sites import Refusal, Site
 
 SMALLEST_SITE = 1024
 """Weights below which a site costs more in kernel calls than it saves in bytes."""
+AUTO = "auto-"
 GROUP = {8: 128, 4: 32, 2: 32}
 """Inputs that share a scale, by bits."""
 SHARED_TABLE_BITS = {8: 8, 6: 8, 4: 4}
@@ -65,7 +67,9 @@ class Quantize(Graft):
     name: ClassVar[str] = "quantize"
     site_kinds: ClassVar[tuple[str, ...]] = ("linear", "embedding", "convolution", "quantized")
 
-    bits: Annotated[Literal[8, 4, 2], "bits of a linear weight"] = 8
+    bits: Annotated[
+        Literal[8, 4, 2] | str, "bits of a linear weight; auto-3: 2, 4 or 8 by site, 3 on average, what costs least"
+    ] = 8
     activations: Annotated[
         Literal["auto", "dynamic", "rows", "none"],
         "dynamic: inputs as int8 with one scale; rows: with a scale a row; none: not; auto: by the data",
@@ -82,10 +86,23 @@ class Quantize(Graft):
     skip: Annotated[tuple[str, ...], "sites to leave as they are"] = ()
 
     def __post_init__(self) -> None:
-        if self.bits < 8 and self.activations in ("dynamic", "rows"):
+        average = self._average
+        if isinstance(self.bits, str) and (average is None or not 2 <= average <= 8):
+            raise ValueError(f"bits={self.bits} is none of 8, 4, 2 and auto-N with N from 2 to 8")
+        if self.bits != 8 and self.activations in ("dynamic", "rows"):
             raise ValueError(
                 f"{self.bits}-bit weights have no kernel for quantized activations: leave activations=none"
             )
+
+    @property
+    def _average(self) -> float | None:
+        """N of bits=auto-N."""
+        if not isinstance(self.bits, str) or not self.bits.startswith(AUTO):
+            return None
+        try:
+            return float(self.bits.removeprefix(AUTO))
+        except ValueError:
+            return None
 
     def propose(self, site: Site, program: Program, context: PassContext) -> Replacement | Refusal:
         """The first rung of the site's ladder, or why there is none."""
@@ -97,8 +114,9 @@ class Quantize(Graft):
         """Each site in turn, with the inputs that the stand-ins before it leave it."""
         walk = CalibrationWalk(program, context.data) if self.rounding == "compensated" else None
         tables = SharedTables([site for site in sites if self._left_out(site) is None], program)
+        plan = self._plan(sites, program, context, tables)
         for site in sites:
-            proposal = self._proposal(site, program, walk, tables)
+            proposal = self._proposal(site, program, walk, tables, plan)
             if isinstance(proposal, Replacement):
                 if context.max_drop is None:
                     proposal.gentler = None  # which would keep float weights and statistics in memory
@@ -107,7 +125,12 @@ class Quantize(Graft):
             yield proposal
 
     def _proposal(
-        self, site: Site, program: Program, walk: CalibrationWalk | None, tables: SharedTables
+        self,
+        site: Site,
+        program: Program,
+        walk: CalibrationWalk | None,
+        tables: SharedTables,
+        plan: dict[fx.Node, PlannedBits],
     ) -> Replacement | Refusal:
         reason = self._left_out(site) or _unfit(site, program, tables.others(site))
         if reason is not None:
@@ -118,7 +141,29 @@ class Quantize(Graft):
             return self._convolution(site, program)
         if site.kind == "embedding":
             return self._table(site, program.weight(site.bindings["weight"]))
-        return self._linear(_layer(site, program, None if walk is None else walk.statistics(site)))
+        layer = linear_weights(site, program, None if walk is None else walk.statistics(site))
+        if (planned := plan.get(site.output)) is not None:
+            proposal = self._blocks(layer, planned.bits)
+            proposal.note += f", {planned}"
+            return proposal
+        return self._linear(layer)
+
+    def _plan(
+        self, sites: Sequence[Site], program: Program, context: PassContext, tables: SharedTables
+    ) -> dict[fx.Node, PlannedBits]:
+        """Bits for each linear site, where they are to be chosen."""
+        if self._average is None:
+            return {}
+        linear = [
+            site
+            for site in sites
+            if site.kind == "linear"
+            and not tables.others(site)
+            and self._left_out(site) is None
+            and _unfit(site, program, ()) is None
+        ]
+        forms = {bits: BlockForm(bits, self._group(bits), self.clip, self.symmetric) for bits in (2, 4, 8)}
+        return planned_bits(linear, program, context, forms, self._average)
 
     def _left_out(self, site: Site) -> str | None:
         if self.sites and not any(fnmatchcase(site.name, wanted) for wanted in self.sites):
@@ -133,6 +178,7 @@ class Quantize(Graft):
         return GROUP[bits] if self.group is None else self.group
 
     def _linear(self, layer: LinearWeights) -> Replacement:
+        assert isinstance(self.bits, int)
         if self.bits < 8 or self.activations == "none":
             return self._blocks(layer, self.bits)
         if self.activations == "rows" or (self.activations == "auto" and wants_row_scales(layer)):
@@ -217,16 +263,6 @@ def _other_readers(site: Site, program: Program, weight: Tensor) -> list[str]:
         if isinstance(node.meta.get("val"), Tensor) and program.weight(node) is weight and node not in holders:
             holders.append(node)
     return [user.name for holder in holders for user in holder.users if user not in inside]
-
-
-def _layer(site: Site, program: Program, statistics: ActivationStatistics | None) -> LinearWeights:
-    weight = program.weight(site.bindings["weight"]).detach().float()
-    bias = site.bindings["bias"]
-    return LinearWeights(
-        weight.T.contiguous() if site.bindings["weight_transposed"] else weight,
-        None if bias is None else program.weight(bias),
-        statistics,
-    )
 
 
 def _rounded(rounding: Rounding, layer: LinearWeights) -> str:

@@ -86,7 +86,7 @@ def _fitted(weight: Tensor, grid: Grid, codes: Tensor, firm: Tensor) -> Tensor:
     unit = codes - grid.zero  # [out, blocks, size]
     outputs, blocks, size = unit.shape
     system = unit.new_empty(outputs, blocks, blocks)
-    for block, rows in enumerate(firm.split(size)):
+    for block, rows in enumerate(torch.split(firm, size)):
         products = (unit[:, block] @ rows).reshape(unit.shape)
         system[:, block] = products.mul_(unit).sum(-1)
     wanted = (weight @ firm).reshape(unit.shape).mul_(unit).sum(-1, keepdim=True)

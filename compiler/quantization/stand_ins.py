@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
@@ -20,6 +20,10 @@ from compiler.quantization.modules import (
     RowScaledLinear,
 )
 from compiler.quantization.scales import Clip, Grid, asymmetric_grid, lopsided_grid, symmetric_grid
+
+if TYPE_CHECKING:
+    from compiler.program import Program
+    from compiler.sites import Site
 
 Rounding = Literal["compensated", "nearest"]
 
@@ -40,6 +44,17 @@ class LinearWeights:
     weight: Tensor
     bias: Tensor | None
     statistics: ActivationStatistics | None
+
+
+def linear_weights(site: Site, program: Program, statistics: ActivationStatistics | None) -> LinearWeights:
+    """What a linear site binds."""
+    weight = program.weight(site.bindings["weight"]).detach().float()
+    bias = site.bindings["bias"]
+    return LinearWeights(
+        weight.T.contiguous() if site.bindings["weight_transposed"] else weight,
+        None if bias is None else program.weight(bias),
+        statistics,
+    )
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from pathlib import Path
 from typing import Any
 
@@ -300,6 +301,16 @@ def test_a_convolution_has_int8_weights_with_a_scale_a_channel(layer: nn.Module,
     assert after.weights()["0.quantize.weight"].dtype == torch.int8
 
 
-def test_four_bit_weights_with_quantized_activations_are_an_error() -> None:
-    with pytest.raises(CompilerError, match="4-bit weights have no kernel for quantized activations"):
-        build(Quantize, {"bits": "4", "activations": "dynamic"})
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        ({"bits": "4", "activations": "dynamic"}, "4-bit weights have no kernel for quantized activations"),
+        ({"bits": "auto-3", "activations": "rows"}, "auto-3-bit weights have no kernel for quantized activations"),
+        ({"bits": "3"}, "bits=3 is none of 8, 4, 2 and auto-N with N from 2 to 8"),
+        ({"bits": "auto-1.5"}, "bits=auto-1.5 is none of 8, 4, 2 and auto-N with N from 2 to 8"),
+        ({"bits": "auto-few"}, "bits=auto-few is none of 8, 4, 2 and auto-N with N from 2 to 8"),
+    ],
+)
+def test_options_that_do_not_fit_are_an_error(options: dict[str, str], problem: str) -> None:
+    with pytest.raises(CompilerError, match=re.escape(problem)):
+        build(Quantize, options)
