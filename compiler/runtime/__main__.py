@@ -8,6 +8,7 @@ they are not.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import sys
 from collections.abc import Sequence
@@ -43,7 +44,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="compile", description="Check, run and time artifacts of regraft.", epilog=MORE)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     verify = commands.add_parser("verify", help="check every file and the golden outputs")
-    run = commands.add_parser("run", help="run on text or on arrays")
+    run = commands.add_parser("run", help="run on text, on arrays or on prompts")
     bench = commands.add_parser("bench", help="time it, alone or against others")
     for command, function in ((verify, _verify), (run, _run), (bench, _bench)):
         command.set_defaults(command=function)
@@ -52,8 +53,13 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--json", action="store_true", help="one JSON document on standard output")
     source = run.add_mutually_exclusive_group(required=True)
     source.add_argument("--text", action="append", help="a text; may be given again")
+    source.add_argument("--prompt", action="append", help="a text that a language model continues; may be given again")
     source.add_argument("--input", type=Path, help="an .npz with one array an input")
     run.add_argument("--output", type=Path, help="write the outputs to this .npz")
+    run.add_argument("--raw", action="store_true", help="leave the model's chat template out")
+    run.add_argument("--max-tokens", type=_count, default=256, help="the most new tokens of a text")
+    run.add_argument("--temperature", type=float, default=0.0, help="above 0: draw the tokens")
+    run.add_argument("--seed", type=int, help="the same seed draws the same tokens")
     bench.add_argument(
         "--against", type=Path, action="append", default=[], help="an .onnx file or an artifact; may be given again"
     )
@@ -74,6 +80,8 @@ def _verify(arguments: argparse.Namespace) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> int:
+    if arguments.prompt:
+        return _generate(arguments)
     from compiler.runtime.presentation import outputs_as_json, outputs_as_text
     from compiler.runtime.session import Session
     from compiler.runtime.tensor_file import read_tensors, write_tensors
@@ -85,6 +93,22 @@ def _run(arguments: argparse.Namespace) -> int:
         write_tensors(arguments.output, outputs)
     embeddings = session.manifest.role == "encoder"
     _show(arguments, outputs_as_json(outputs), outputs_as_text(outputs, embeddings=embeddings))
+    return 0
+
+
+def _generate(arguments: argparse.Namespace) -> int:
+    from compiler.runtime.generation.engine import Engine
+    from compiler.runtime.generation.sampling import SamplingOptions
+    from compiler.runtime.generation.writing import MOST_SLOTS, prompt_tokens, speeds_as_text, write_texts
+
+    options = SamplingOptions(arguments.max_tokens, arguments.temperature, seed=arguments.seed)
+    write = (lambda text: None) if arguments.json else functools.partial(print, end="", flush=True)
+    with Engine.open(arguments.folder, min(len(arguments.prompt), MOST_SLOTS), arguments.threads) as engine:
+        prompts = [prompt_tokens(engine, prompt, None, arguments.raw) for prompt in arguments.prompt]
+        document = write_texts(engine, prompts, options, write)
+    if arguments.json:
+        print(json.dumps(document, indent=2))
+    print(speeds_as_text(document), file=sys.stderr)
     return 0
 
 

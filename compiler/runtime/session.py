@@ -58,6 +58,9 @@ class Session:
 
         Raises CompilerError when the model takes no text.
         """
+        if self.manifest.generation is not None:
+            problem, hint = "it continues prompts, with states between its calls", "Give --prompt instead of --text."
+            raise CompilerError(f"reading text for {self.manifest.name}", problem, hint)
         return encode_batch(self._tokenizer, texts, {spec.name: spec.dtype for spec in self.manifest.inputs})
 
     @cached_property

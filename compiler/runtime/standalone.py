@@ -19,6 +19,8 @@ import numpy as np
 FOLDER = Path(__file__).resolve().parent
 TEXT_FIELDS = {"input_ids": "ids", "attention_mask": "attention_mask", "token_type_ids": "type_ids"}
 
+ERRORS_ONLY = 3
+
 
 def main() -> int:
     """Do what the arguments say; the exit code is 1 when a check fails."""
@@ -50,6 +52,7 @@ def run(manifest: dict[str, Any], inputs: dict[str, Any], threads: int | None = 
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
+    options.log_severity_level = ERRORS_ONLY
     if threads:
         options.intra_op_num_threads = threads
     for key, value in manifest["runtime"]["options"].items():
@@ -64,6 +67,8 @@ def encode(manifest: dict[str, Any], texts: list[str]) -> dict[str, Any]:
     """Texts into one batch of inputs, padded to the longest and cut at the model's limit."""
     from tokenizers import Tokenizer
 
+    if manifest.get("generation"):
+        sys.exit("this model continues prompts: pip install regraft, then compile run FOLDER --prompt TEXT")
     settings = manifest["text"]
     if settings is None:
         sys.exit("this model takes no text: give --input F.npz")
