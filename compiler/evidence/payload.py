@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from compiler.evidence import Fidelity
 from compiler.evidence.cost import weight_bytes
