@@ -10,8 +10,11 @@ from lowered_program import LoweredProgram, captured
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+import compiler.ops.group_query_attention
+import compiler.ops.quantized_linear  # noqa: F401  (both register operators)
 from compiler.backends.onnx_runtime.graph_passes import GRAPH_PASSES
 from compiler.backends.onnx_runtime.translate import onnx_model
+from compiler.frontends.torch_export import capture
 
 
 class _Block(nn.Module):
@@ -34,8 +37,6 @@ class _Block(nn.Module):
 
 
 def _lower(block: _Block, folder: Path) -> LoweredProgram:
-    from compiler.frontends.torch_export import capture
-
     dims = {0: "batch", 1: "sequence"}
     inputs = {"x": torch.randn(2, 6, 32), "attention_mask": torch.ones(2, 6, dtype=torch.int64)}
     program = capture(block.eval(), inputs, source="block", dynamic={"x": dims, "attention_mask": dims})
@@ -102,3 +103,45 @@ def test_sorting_for_the_first_items_sorts_no_more(matrix: bool, tmp_path: Path)
     assert "Slice" not in lowered.lowered.kernels
     for width in (9, 4, 2) if matrix else (9,):
         assert lowered.largest_error(torch.randint(0, 4, (2, width)).to(dtype)) == 0
+
+
+class _Projections(nn.Module):
+    """Query, key and value in blocks of 4-bit weights, and attention over buffers."""
+
+    def __init__(self, key_bits: int = 4) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        self.bits = (4, key_bits, 4)
+        for name, rows, bits in zip("qkv", (64, 32, 32), self.bits, strict=True):
+            codes = torch.randint(0, 256, (rows, 2, 16 * bits // 4), generator=generator, dtype=torch.uint8)
+            self.register_buffer(f"{name}_codes", codes)
+            self.register_buffer(f"{name}_scales", torch.rand(rows, 2, generator=generator) / 16)
+
+    def forward(self, x: Tensor, key: Tensor, value: Tensor, seqlens_k: Tensor) -> Tensor:
+        q, k, v = (
+            torch.ops.regraft.quantized_linear(
+                x, getattr(self, f"{name}_codes"), getattr(self, f"{name}_scales"), None, None, bits, 32, 0
+            )
+            for name, bits in zip("qkv", self.bits, strict=True)
+        )
+        settings = (seqlens_k, 5, None, None, None, None, 4, 2, 0.25, 0.0, -1, False)
+        output: Tensor = torch.ops.regraft.group_query_attention(q, k, v, key, value, *settings)[0]
+        return output
+
+
+@pytest.mark.parametrize(("key_bits", "products"), [(4, 1), (8, 3)])
+def test_projections_become_one_product_where_their_blocks_are_alike(
+    key_bits: int, products: int, tmp_path: Path
+) -> None:
+    module = _Projections(key_bits)
+    buffers = torch.zeros(1, 2, 8, 16)
+    inputs = {
+        "x": torch.randn(1, 5, 64, generator=torch.Generator().manual_seed(1)),
+        "key": buffers,
+        "value": buffers,
+        "seqlens_k": torch.tensor([4]).int(),
+    }
+    program = capture(module, inputs, source="projections", dynamic={})
+    lowered = LoweredProgram(program, tmp_path)
+    assert lowered.lowered.kernels["MatMulNBits"] == products
+    assert lowered.largest_error(*inputs.values()) < 1e-4
