@@ -244,6 +244,7 @@ def test_what_cannot_be_served_is_said_in_a_line(
             ((folder, "--port", port), f"127.0.0.1 port {port} cannot be had: Address already in use"),
             ((folder, "--port", 70000), "--port 70000 is no port"),
             ((folder, "--slots", 0), "--slots is less than 1"),
+            ((folder, "--grace", -1), "--grace is less than 0"),
             ((folder, "--host", "no such host"), "no such host port 8000 cannot be had"),
             ((tmp_path / "none",), "there is no such folder"),
         ):

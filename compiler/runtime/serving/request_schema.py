@@ -162,13 +162,16 @@ def read_completion_request(body: bytes) -> CompletionRequest:
 def _document(body: bytes) -> dict[str, Any]:
     """The JSON object of a body, without the entries that are null or say nothing."""
     try:
-        text = body.decode("utf-8")
-        document = parse_json(text)
-        text.encode("utf-8")
+        document = parse_json(body.decode("utf-8"))
+        json.dumps(document, ensure_ascii=False).encode("utf-8")
     except UnicodeDecodeError:
         raise RequestRefusedError(400, "the body is not UTF-8 text") from None
+    except UnicodeEncodeError:  # JSON can spell it, and no tokenizer takes it
+        raise RequestRefusedError(400, "the body: a text has half a character in it (a lone surrogate)") from None
     except MalformedJsonError as problem:
         raise RequestRefusedError(400, f"the body: {problem}") from None
+    except RecursionError:
+        raise RequestRefusedError(400, "the body: it is nested too deeply") from None
     if not isinstance(document, dict):
         raise RequestRefusedError(400, "the body is no JSON object")
     return {name: value for name, value in document.items() if value is not None and name not in IGNORED}
@@ -221,7 +224,6 @@ def _checked(kind: type[Schema], document: dict[str, Any]) -> Schema:
         raise RequestRefusedError(400, f"stop: more than {MOST_STOPS} strings", "stop", "invalid_value")
     if request.stream_options is not None and not request.stream:
         raise RequestRefusedError(400, "stream_options: only a stream has options", "stream_options")
-    _check_text(request)
     return request
 
 
@@ -230,16 +232,3 @@ def _require_neutral(name: str, value: Any) -> None:
     if type(value) is not type(allowed) or value != allowed:
         message = f"{name}: only {json.dumps(allowed)} is supported"
         raise RequestRefusedError(400, message, name, "unsupported_value")
-
-
-def _check_text(request: SamplingRequest) -> None:
-    """JSON can spell half a character (a lone surrogate), which no tokenizer takes."""
-    texts = [*request.stop_strings()]
-    if isinstance(request, ChatRequest):
-        texts += [message.content for message in request.messages]
-    if isinstance(request, CompletionRequest) and isinstance(request.prompt, str):
-        texts.append(request.prompt)
-    try:
-        "".join(texts).encode("utf-8")
-    except UnicodeEncodeError:
-        raise RequestRefusedError(400, "a text has half a character in it (a lone surrogate)") from None

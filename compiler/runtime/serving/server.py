@@ -32,6 +32,8 @@ CONNECTIONS_BESIDE = 256
 FORCED_AFTER_SECONDS = 3.0
 """How long after the grace time a connection that does not end is cut."""
 
+LEAST = {"slots": 1, "threads": 1, "max_waiting": 0, "max_body_bytes": 1, "grace_seconds": 0}
+
 
 @dataclass(frozen=True)
 class ServeOptions:
@@ -49,9 +51,10 @@ class ServeOptions:
 
     def __post_init__(self) -> None:
         """Raises CompilerError for numbers that cannot be."""
-        for name, least in (("slots", 1), ("max_waiting", 0), ("max_body_bytes", 1), ("grace_seconds", 0)):
-            if getattr(self, name) < least:
-                option = "--" + name.replace("_", "-")
+        for name, least in LEAST.items():
+            value = getattr(self, name)
+            if value is not None and value < least:
+                option = "--" + name.removesuffix("_seconds").replace("_", "-")
                 raise CompilerError(DOING, f"{option} is less than {least}", f"Write {option} {least} or more.")
         if not 0 <= self.port <= 65535:
             raise CompilerError(DOING, f"--port {self.port} is no port", "Ports are 1 to 65535; 0 is any free one.")
