@@ -9,7 +9,7 @@ import datetime
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Never
+from typing import TYPE_CHECKING, Any, Never
 
 from compiler.errors import CompilerError
 
@@ -67,11 +67,11 @@ def _compiled(source: str) -> Template:
     class GenerationBlock(Extension):
         """`{% generation %}` marks, for training, what the model wrote; here its body is plain template."""
 
-        tags: ClassVar[set[str]] = {"generation"}
-
         def parse(self, parser: Parser) -> list[nodes.Node]:
             next(parser.stream)
             return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+    GenerationBlock.tags = {"generation"}
 
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[GenerationBlock, "jinja2.ext.loopcontrols"]
