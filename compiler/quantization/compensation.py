@@ -46,27 +46,41 @@ def compensated_codes(weight: Tensor, grid: Grid, firm: Tensor) -> Tensor:
 
     `firm` [in, in] is the damped second moment of the inputs. Where it cannot be factored, the nearest codes come back.
     """
-    order = torch.argsort(firm.diagonal(), descending=True, stable=True)
-    factor = _inverse_factor(firm[order][:, order])
-    if factor is None:
-        return grid.codes(weight)
-    rest = weight.T[order].contiguous()  # [in, out], so that an input is one row
-    scale = grid.scale.expand_as(weight).T[order].contiguous()
-    zero = grid.zero.expand_as(weight).T[order].contiguous()
-    codes = torch.empty_like(rest)
-    inverse_diagonal = factor.diagonal().reciprocal().tolist()
-    for start in range(0, len(rest), BLOCK):
-        stop = min(start + BLOCK, len(rest))
-        errors = torch.empty_like(rest[start:stop])
-        for index in range(start, stop):
-            row, error, step, offset = rest[index], errors[index - start], scale[index], zero[index]
-            code = torch.div(row, step, out=codes[index]).round_().add_(offset).clamp_(grid.low, grid.high)
-            torch.sub(row, (code - offset).mul_(step), out=error).mul_(inverse_diagonal[index])
-            rest[index + 1 : stop].addr_(factor[index, index + 1 : stop], error, alpha=-1)
-        rest[stop:].addmm_(factor[start:stop, stop:].T, errors, alpha=-1)
-    result = torch.empty_like(codes)
-    result[order] = codes
-    return result.T.contiguous()
+    return Compensation(firm).codes(weight, grid)
+
+
+class Compensation:
+    """What rounding one input says of the inputs after it: the same for every output, so that outputs can be rounded
+    some at a time.
+    """
+
+    def __init__(self, firm: Tensor) -> None:
+        """`firm` [in, in] is the damped second moment of the inputs."""
+        self._order = torch.argsort(firm.diagonal(), descending=True, stable=True)
+        self._factor = _inverse_factor(firm[self._order][:, self._order])
+
+    def codes(self, weight: Tensor, grid: Grid) -> Tensor:
+        """As `compensated_codes` gives them."""
+        order, factor = self._order, self._factor
+        if factor is None:
+            return grid.codes(weight)
+        rest = weight.T[order].contiguous()  # [in, out], so that an input is one row
+        scale = grid.scale.expand_as(weight).T[order].contiguous()
+        zero = grid.zero.expand_as(weight).T[order].contiguous()
+        codes = torch.empty_like(rest)
+        inverse_diagonal = factor.diagonal().reciprocal().tolist()
+        for start in range(0, len(rest), BLOCK):
+            stop = min(start + BLOCK, len(rest))
+            errors = torch.empty_like(rest[start:stop])
+            for index in range(start, stop):
+                row, error, step, offset = rest[index], errors[index - start], scale[index], zero[index]
+                code = torch.div(row, step, out=codes[index]).round_().add_(offset).clamp_(grid.low, grid.high)
+                torch.sub(row, (code - offset).mul_(step), out=error).mul_(inverse_diagonal[index])
+                rest[index + 1 : stop].addr_(factor[index, index + 1 : stop], error, alpha=-1)
+            rest[stop:].addmm_(factor[start:stop, stop:].T, errors, alpha=-1)
+        result = torch.empty_like(codes)
+        result[order] = codes
+        return result.T.contiguous()
 
 
 def refitted_scales(weight: Tensor, grid: Grid, codes: Tensor, firm: Tensor) -> Tensor:

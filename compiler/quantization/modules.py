@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -79,6 +79,14 @@ class PackedBlocks:
         packed = pack_zero_points(grid.zero[..., 0].to(torch.int32), bits) if zero_points else None
         scales = grid.scale[..., 0].float().contiguous()
         return cls(pack_codes(codes, bits).contiguous(), scales, packed, bits, codes.shape[-1])
+
+    @classmethod
+    def joined(cls, parts: Sequence[PackedBlocks]) -> PackedBlocks:
+        """The rows of all parts, which have one form, in order."""
+        first = parts[0]
+        points = [part.zero_points for part in parts if part.zero_points is not None]
+        weight, scales = torch.cat([part.weight for part in parts]), torch.cat([part.scales for part in parts])
+        return cls(weight, scales, torch.cat(points) if points else None, first.bits, first.block_size)
 
 
 class BlockQuantizedLinear(nn.Module):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from compiler.calibration import ActivationStatistics
-from compiler.quantization.compensation import compensated_codes, damped, refitted_scales
+from compiler.quantization.compensation import Compensation, compensated_codes, damped, refitted_scales
 from compiler.quantization.modules import (
     BlockQuantizedLinear,
     DynamicQuantizedLinear,
@@ -33,6 +33,8 @@ TOLERATED_NOISE = 1.2e-4
 WORTHWHILE_GAIN = 4.0
 """How many times less noise scales for rows must add."""
 TABLE_BLOCK_AT_4_BITS = 32
+NUMBERS_AT_ONCE = 2**22
+"""Weights whose codes are looked for together: a search takes a dozen times their memory, which matters for heads."""
 TABLE_ROWS_AT_ONCE = 2048
 """Keeps what a search for scales needs in the cache, and memory low for large vocabularies."""
 
@@ -109,19 +111,27 @@ def block_linear(layer: LinearWeights, form: BlockForm, rounding: Rounding) -> B
     """Weight-only codes in blocks of inputs. Inputs are padded up to a whole block."""
     in_features, size = layer.weight.shape[1], form.block_size
     padding = -in_features % size
-    padded = torch.nn.functional.pad(layer.weight, (0, padding))
-    blocks = padded.reshape(len(padded), -1, size)  # [out, blocks, size]
+    padded = torch.nn.functional.pad(layer.weight, (0, padding)) if padding else layer.weight
     if rounding == "nearest" or layer.statistics is None:
-        grid = form.grid(blocks)
-        return BlockQuantizedLinear(form.packed(grid.codes(blocks), grid), layer.bias)
+        return BlockQuantizedLinear(nearest_blocks(padded, form), layer.bias)
     firm = damped(layer.statistics.second_moment, layer.statistics.row_count)
     firm = torch.nn.functional.pad(firm, (0, padding, 0, padding))
     firm.diagonal()[in_features:] = firm.diagonal()[:in_features].mean()
+    compensation = Compensation(firm)
+    parts = torch.split(padded, max(1, NUMBERS_AT_ONCE // padded.shape[1]))
+    packed = [_compensated_blocks(part, form, firm, compensation) for part in parts]
+    return BlockQuantizedLinear(PackedBlocks.joined(packed), layer.bias)
+
+
+def _compensated_blocks(weight: Tensor, form: BlockForm, firm: Tensor, compensation: Compensation) -> PackedBlocks:
+    """Some outputs of a layer, weight [out, blocks * block_size]."""
+    size = form.block_size
+    blocks = weight.reshape(len(weight), -1, size)  # [out, blocks, size]
     grid = form.grid(blocks, firm.diagonal().sqrt().reshape(-1, size))
     flat = Grid(_per_input(grid.scale, size), _per_input(grid.zero, size), grid.low, grid.high)
-    codes = compensated_codes(padded, flat, firm).reshape(blocks.shape)
-    grid = Grid(refitted_scales(padded, grid, codes, firm), grid.zero, grid.low, grid.high)
-    return BlockQuantizedLinear(form.packed(codes, grid), layer.bias)
+    codes = compensation.codes(weight, flat).reshape(blocks.shape)
+    grid = Grid(refitted_scales(weight, grid, codes, firm), grid.zero, grid.low, grid.high)
+    return form.packed(codes, grid)
 
 
 def nearest_blocks(table: Tensor, form: BlockForm) -> PackedBlocks:
