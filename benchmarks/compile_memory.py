@@ -128,7 +128,8 @@ def measure(model: Path, output: Path) -> list[Phase]:
         phase.seconds += time.perf_counter() - began
     listener.join()
     if process.returncode:
-        raise RuntimeError("the compile failed:\n" + "".join(lines[-20:]))
+        reached = "".join(f"{phase.name}: {phase.resident_bytes / 1e9:.2f} GB\n" for phase in phases)
+        raise RuntimeError("the compile failed:\n" + "".join(lines[-20:]) + reached)
     return phases
 
 
