@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import reprlib
 import sys
 import types
 import typing
@@ -16,6 +17,9 @@ from functools import cache
 from typing import Any, Never, TypeVar
 
 Built = TypeVar("Built")
+
+_SHORT = reprlib.Repr()  # values come from strangers: they may be long, or nested too deeply for repr
+_SHORT.maxstring = _SHORT.maxlong = _SHORT.maxother = 60
 
 WORDS: dict[type, str] = {str: "a string", int: "an integer", float: "a number", bool: "true or false"}
 
@@ -121,8 +125,7 @@ def _fields(kind: Any) -> dict[str, tuple[Any, Field[Any]]]:
 
 def _expect(holds: bool, expected: str, value: Any, where: str) -> None:
     if not holds:
-        found = repr(value)
-        raise MalformedJsonError(f"{where or 'the document'}: expected {expected}, found {found[:60]}")
+        raise MalformedJsonError(f"{where or 'the document'}: expected {expected}, found {_SHORT.repr(value)[:60]}")
 
 
 def _inside(where: str, name: str) -> str:
