@@ -132,7 +132,8 @@ def test_entries_that_change_nothing_are_taken(running: RunningServer) -> None:
         b"[" * 15_000, b'{"model": "small", "prompt": "a", "seed": ' + b"9" * 15_000 + b"}",
         b'{"model": "small", "prompt": "a", "temperature": 1e999}', b'{"model": "small", "prompt": "\\ud83d"}',
         b'{"model": "small", "prompt": "a", "temperature": ' + b"9" * 400 + b"}",
-        b'{"model": "small", "prompt": ' + b"[" * 900 + b"]" * 900 + b"}", b'{"\\ud83d": 1}', b'{"model": "\\ud83d", "prompt": "a"}',
+        b'{"model": "small", "prompt": ' + b"[" * 900 + b"]" * 900 + b"}",
+        b'{"\\ud83d": 1}', b'{"model": "\\ud83d", "prompt": "a"}',
     ],
     ids=lambda body: body[:40].decode("latin-1"),
 )  # fmt: skip
