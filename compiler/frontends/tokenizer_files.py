@@ -8,6 +8,8 @@ import tempfile
 from pathlib import Path
 
 TOKENIZER = "tokenizer.json"
+GENERATION_SETTINGS = ("config.json", "generation_config.json")
+"""Files that name the tokens that end a text."""
 CONVERTIBLE = ("vocab.txt", "vocab.json", "spiece.model", "sentencepiece.bpe.model", "tokenizer.model")
 
 
@@ -32,4 +34,7 @@ def converted_tokenizer(folder: Path, gguf_file: str | None = None) -> Path | No
     written = Path(tempfile.mkdtemp(prefix="regraft-tokenizer-"))
     atexit.register(shutil.rmtree, written, ignore_errors=True)
     tokenizer.save_pretrained(written)
+    for name in GENERATION_SETTINGS:
+        if gguf_file is None and (folder / name).is_file():
+            shutil.copyfile(folder / name, written / name)
     return written if (written / TOKENIZER).is_file() else None

@@ -154,7 +154,21 @@ def bench_inputs(manifest: Manifest, golden: Arrays, sizes: Mapping[str, int]) -
                 name, manifest.dimensions, f"Dims: {', '.join(manifest.dimensions) or 'none, all sizes are fixed'}."
             )
             raise CompilerError("choosing shapes", f"there is no dim {name!r}", hint)
+    if manifest.generation is not None:
+        golden, sizes = _incremental(golden, sizes)
     return {spec.name: _resized(golden[spec.name], spec, sizes) for spec in manifest.inputs}
+
+
+def _incremental(golden: Arrays, sizes: Mapping[str, int]) -> tuple[Arrays, dict[str, int]]:
+    """A call after which a text has `total_sequence` tokens, `sequence` of them new: all that fit together.
+
+    By default all tokens are new and the states have room for no more.
+    """
+    new = sizes.get("sequence", golden["input_ids"].shape[1])
+    total = max(sizes.get("total_sequence", new), new)
+    fitting = {**sizes, "sequence": new, "total_sequence": total, "capacity": max(sizes.get("capacity", total), total)}
+    last = {"logit_positions": np.array([new - 1])} if "logit_positions" in golden else {}
+    return {**golden, **last}, fitting
 
 
 def _resized(array: np.ndarray[Any, Any], spec: TensorRecord, sizes: Mapping[str, int]) -> np.ndarray[Any, Any]:

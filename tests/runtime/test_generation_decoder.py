@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from small_artifact import write_linear
-from small_decoder import CONTEXT, VOCABULARY, SmallDecoder, write_decoder
+from small_decoder import CONTEXT, HEAD_DIM, KV_HEADS, VOCABULARY, SmallDecoder, write_decoder
 
 from compiler.errors import CompilerError
 from compiler.runtime.bench import BenchOptions, bench
@@ -128,6 +128,12 @@ def test_verify_and_bench_take_it_as_any_artifact(folder: Path) -> None:
     assert verify(folder).passed
     report = bench(folder, BenchOptions({}, threads=1, rounds=1))
     assert report.sides[0].latency_seconds.median > 0
+    step = BenchOptions({"batch": 3, "sequence": 1, "total_sequence": 40}, threads=1, rounds=1)
+    shapes = bench(folder, step).shapes
+    assert (shapes["input_ids"], shapes["attention_mask"]) == ((3, 1), (3, 40))
+    assert shapes["past_key_values.0.key"] == (3, KV_HEADS, 40, HEAD_DIM)
+    prompt = bench(folder, BenchOptions({"sequence": 30}, threads=1, rounds=1)).shapes
+    assert prompt["attention_mask"] == (2, 30)
 
 
 def test_what_does_not_generate_is_refused(tmp_path: Path) -> None:
