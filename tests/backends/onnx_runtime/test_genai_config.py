@@ -77,17 +77,20 @@ def folder(incremental: Program, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 
 def test_genai_chooses_the_tokens_of_transformers(folder: Path, checkpoint: Path) -> None:
-    count = 24
     model = LlamaForCausalLM.from_pretrained(checkpoint)
-    expected = model.generate(
-        torch.tensor([PROMPT]), attention_mask=torch.ones(1, len(PROMPT)), max_new_tokens=count, do_sample=False,
-        eos_token_id=None, pad_token_id=END,
-    )  # fmt: skip
+    prompt = torch.tensor([PROMPT])
+    written = model.generate(
+        prompt, attention_mask=torch.ones_like(prompt), max_length=CONTEXT, do_sample=False, pad_token_id=END
+    )
+    expected = written[0, len(PROMPT) :].tolist()
     generator = _generator(folder)
     generator.append_tokens(PROMPT)
-    found = [_next_token(generator) for _ in range(count)]
-    assert found == expected[0, len(PROMPT) :].tolist()
+    found = []
+    while not generator.is_done():
+        found.append(_next_token(generator))
+    assert found == expected
     assert len(set(found)) > 3
+    assert found[-1] == END or len(PROMPT) + len(found) == CONTEXT
 
     generator.rewind_to(len(PROMPT))
     generator.append_tokens(found[:5])
@@ -158,7 +161,7 @@ def test_an_obstacle_becomes_a_note(incremental: Program, tmp_path: Path) -> Non
 def _generator(folder: Path) -> onnxruntime_genai.Generator:
     model = onnxruntime_genai.Model(str(folder))
     options = onnxruntime_genai.GeneratorParams(model)
-    options.set_search_options(max_length=CONTEXT, min_length=CONTEXT, do_sample=False)
+    options.set_search_options(max_length=CONTEXT, do_sample=False)
     return onnxruntime_genai.Generator(model, options)
 
 
