@@ -21,10 +21,12 @@ SETTLE_SECONDS = 0.02
 class Side:
     """One contender, opened in its own process by its own interpreter."""
 
-    def __init__(self, name: str, python: str | Path, engine: str, path: Path, threads: int) -> None:
+    def __init__(
+        self, name: str, python: str | Path, engine: str, path: Path, threads: int, worker: Path = WORKER
+    ) -> None:
         self.name = name
         self.path = path
-        command = [str(python), str(WORKER), engine, str(path), "--threads", str(threads)]
+        command = [str(python), str(worker), engine, str(path), "--threads", str(threads)]
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
         )
