@@ -167,13 +167,14 @@ class GraphWriter:
             tensor = self.program.weight(node).detach()
             with torch.device("meta"):
                 like = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype)
-            shape = ir.Shape((arrange(like) if arrange else like).shape)
+            arranged_like = arrange(like) if arrange else like
+            shape, data_type = ir.Shape(arranged_like.shape), DATA_TYPES[arranged_like.dtype]
 
             def load() -> ir.Tensor:
                 arranged = arrange(tensor) if arrange else tensor
                 return TorchTensor(arranged.contiguous(), name=name)
 
-            lazy = ir.LazyTensor(load, DATA_TYPES[tensor.dtype], shape, name=name)
+            lazy = ir.LazyTensor(load, data_type, shape, name=name)
             return self.initializer(name, lazy)
 
         if name not in self._weights:

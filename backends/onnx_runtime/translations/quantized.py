@@ -11,7 +11,10 @@ from compiler.backends.onnx_runtime.graph_writer import MICROSOFT, GraphWriter
 from compiler.backends.onnx_runtime.translations import translates
 from compiler.backends.onnx_runtime.translations.shapes import shape_of
 from compiler.errors import CompilerError
-from compiler.patterns import value
+from compiler.patterns import is_weight, value
+
+HALF_ROUNDING = 1e-6
+"""A minimum that was float16 comes back from its zero point with float32's rounding."""
 
 
 @translates("regraft.dynamic_quantized_linear.default")
@@ -52,12 +55,12 @@ def quantized_linear(
     accuracy_level: int,
 ) -> ir.Value:
     """x [..., in], weight uint8 [out, blocks, block_size * bits / 8]: weights only, in blocks."""
-    between_codes = zero_points is not None and value(zero_points).is_floating_point()
+    between_codes = is_weight(zero_points) and is_weight(scales) and value(zero_points).is_floating_point()
     product = w.emit(
         "MatMulNBits",
         w.value(x),
         w.value(weight),
-        w.value(scales),
+        _held_in_half(w, scales),
         w.value(zero_points) if zero_points is not None and not between_codes else None,
         None,
         w.value(bias) if bias is not None else None,
@@ -85,7 +88,6 @@ def _sums_times_offsets(
     shape = shape_of(x)
     blocks = int(shape_of(scales)[1])
     missing = blocks * block_size - int(shape[-1])
-    stored = w.program.weight(scales).detach()
 
     def sums() -> ir.Value:
         padding = w.constant([0] * (2 * len(shape) - 1) + [missing], np.int64)
@@ -93,8 +95,31 @@ def _sums_times_offsets(
         split = w.emit("Reshape", padded, w.constant([0] * (len(shape) - 1) + [blocks, block_size], np.int64))
         return w.emit("ReduceSum", split, w.constant([-1], np.int64), keepdims=0)
 
-    offsets = w.weight(zero_points, lambda points: ((2 ** (bits - 1) - points) * stored.to(points.device)).T, "offsets")
-    return w.emit("MatMul", w.shared(("sums of blocks", x, block_size), sums), offsets)
+    return w.emit("MatMul", w.shared(("sums of blocks", x, block_size), sums), _offsets(w, scales, zero_points, bits))
+
+
+def _offsets(w: GraphWriter, scales: fx.Node, zero_points: fx.Node, bits: int) -> ir.Value:
+    """(middle - z) s as [blocks, out]; from -z s, the least weight of a block, where that is stored in half the bytes.
+    ONNX Runtime computes it once, when it opens the file.
+    """
+    stored, middle = w.program.weight(scales).detach(), float(2 ** (bits - 1))
+    least = -w.program.weight(zero_points).detach() * stored
+    halves = least.half()
+    if not torch.allclose(halves.float(), least, rtol=HALF_ROUNDING, atol=0.0):
+        return w.weight(zero_points, lambda points: ((middle - points) * stored.to(points.device)).T, "offsets")
+    minima = w.initializer(f"{zero_points.target}.minima", ir.Tensor(halves.numpy()))
+    scaled = w.emit("Mul", _held_in_half(w, scales), w.constant(middle, np.float32))
+    return w.emit("Transpose", w.emit("Add", scaled, w.cast(minima, torch.float32)), perm=[1, 0])
+
+
+def _held_in_half(w: GraphWriter, scales: fx.Node) -> ir.Value:
+    """Scales, stored as float16 where that holds them exactly, as in files that come from llama.cpp."""
+    if not is_weight(scales):
+        return w.value(scales)
+    stored = w.program.weight(scales).detach()
+    if stored.dtype != torch.float32 or not torch.equal(stored.half().float(), stored):
+        return w.value(scales)
+    return w.cast(w.weight(scales, lambda one: one.half(), "float16"), torch.float32)
 
 
 @translates("regraft.quantized_embedding.default")
@@ -115,7 +140,7 @@ def quantized_embedding(
         "GatherBlockQuantized",
         w.value(weight),
         w.value(indices),
-        w.value(scales),
+        _held_in_half(w, scales),
         w.value(zero_points) if zero_points is not None else None,
         domain=MICROSOFT,
         gather_axis=0,
