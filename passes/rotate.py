@@ -15,7 +15,7 @@ Source:  Ashkboos et al. 2024 (QuaRot), arXiv:2404.00456, sections 3 and 4; Ashk
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, ClassVar
 
 import torch
@@ -24,14 +24,16 @@ from torch import Tensor, fx
 from compiler.hookspecs import hookimpl
 from compiler.patterns import aten, in_graph_order, insert_call, value
 from compiler.program import Program
-from compiler.quantization.rotation import randomized_hadamard, rotated_columns, rotated_rows
+from compiler.quantization.rotation import randomized_hadamard, rotated_columns, rotated_heads, rotated_rows
 from compiler.residual_stream import KIND, Reader, ResidualStream, residual_stream
 from compiler.rewriting import Pass, PassContext, PassResult, Rewrite
-from compiler.sites import Refusal, Site
+from compiler.sites import Refusal, Site, find_sites
 from compiler.sites.names import refusal
+from compiler.sites.value_heads import match_value_heads
+from compiler.weight_readers import rename_weight, weight_readers
 
 MARK = "_rotated"
-"""Ends the name of every embedding table that is rotated, so that a second run leaves the stream as it is."""
+"""Ends the names of the tables and values that are rotated, so that a second run leaves them as they are."""
 
 
 @dataclass(frozen=True)
@@ -42,49 +44,83 @@ class Rotate(Rewrite):
 
     untie: Annotated[bool, "store the output head apart from the embedding rather than multiply once more"] = False
 
+    heads: Annotated[bool, "rotate the heads of the values as well"] = True
+
     def rewrite(self, program: Program, context: PassContext) -> PassResult:
         """Rotate in place. `changed` names the sites whose weights changed."""
+        done = _Done()
+        self._rotate_stream(program, context.seed, done)
+        for attention in find_sites(program, ("attention",)) if self.heads else ():
+            if isinstance(attention, Site):
+                _rotate_heads(program, attention, context.seed, done)
+        if done.changed:
+            program.refresh()
+        names = tuple(dict.fromkeys(done.changed[node] for node in in_graph_order(done.changed)))
+        return PassResult(names, tuple(done.refusals), notes=tuple(done.notes))
+
+    def _rotate_stream(self, program: Program, seed: int, done: _Done) -> None:
         stream = residual_stream(program)
-        if stream is None or isinstance(stream, Refusal):
-            return PassResult(refusals=() if stream is None else (stream,))
-        if any(table.bindings["weight"].endswith(MARK) for table in stream.embeddings):
-            return PassResult()
-        weights = _Weights(program)
-        problem = _problem(stream, weights)
+        if isinstance(stream, ResidualStream):
+            if any(table.bindings["weight"].endswith(MARK) for table in stream.embeddings):
+                return
+            problem = _problem(program, stream)
+            if problem is None:
+                rotation = randomized_hadamard(stream.width, seed)
+                done.notes += _Rotation(program, stream, rotation, self.untie).apply()
+                linears = (reader.linear for reader in stream.readers)
+                done.add(*stream.embeddings, *stream.writers, *linears, *stream.norms)
+        else:
+            problem = stream
         if problem is not None:
-            return PassResult(refusals=(problem,))
-        rotation = randomized_hadamard(stream.width, context.seed)
-        notes = _Rotation(program, stream, weights, rotation, self.untie).apply()
-        program.refresh()
-        sites = [*stream.embeddings, *stream.writers, *(reader.linear for reader in stream.readers), *stream.norms]
-        names = {site.output: site.name for site in sites}
-        return PassResult(changed=tuple(names[node] for node in in_graph_order(names)), notes=tuple(notes))
+            done.refusals.append(problem)
 
 
-class _Weights:
-    """Which nodes read a weight, under whatever name."""
+@dataclass
+class _Done:
+    """What became of the places that were looked at."""
 
-    def __init__(self, program: Program) -> None:
-        self._program = program
-        self._holders: dict[int, list[fx.Node]] = {}
-        for node in program.graph.find_nodes(op="get_attr"):
-            if isinstance(node.meta.get("val"), Tensor):
-                self._holders.setdefault(id(program.weight(node)), []).append(node)
+    changed: dict[fx.Node, str] = field(default_factory=dict)
+    refusals: list[Refusal] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
-    def readers(self, name: str) -> set[fx.Node]:
-        """Every node that reads the tensor called `name`."""
-        return {user for holder in self._holders[id(self._program.weight(name))] for user in holder.users}
-
-    def rename(self, name: str, new_name: str, tensor: Tensor) -> None:
-        """Let all who read the tensor called `name` read `tensor`, which is called `new_name`."""
-        holders = self._holders.pop(id(self._program.weight(name)))
-        self._program.set_weight(new_name, tensor)
-        for holder in holders:
-            holder.target = new_name
-        self._holders[id(self._program.weight(new_name))] = holders
+    def add(self, *sites: Site) -> None:
+        """Note sites whose weights changed."""
+        self.changed |= {site.output: site.name for site in sites}
 
 
-def _problem(stream: ResidualStream, weights: _Weights) -> Refusal | None:
+def _rotate_heads(program: Program, attention: Site, seed: int, done: _Done) -> None:
+    """v' = v H in every head, undone by the layer that reads what attention makes of the values."""
+    found = match_value_heads(attention)
+    if isinstance(found, Refusal):
+        done.refusals.append(found)
+        return
+    producer, consumer = found.producer.bindings, found.consumer.bindings
+    if producer["weight"].endswith(MARK):
+        return
+    for site in (found.producer, found.consumer):
+        for name in filter(None, (site.bindings["weight"], site.bindings["bias"])):
+            others = weight_readers(program, name) - set(site.nodes)
+            if others:
+                reason = f"the weight {name} is shared with {_names(others)}"
+                done.refusals.append(Refusal(reason, site.output.name, attention.name, attention.kind))
+                return
+    rotation = randomized_hadamard(found.head_dim, seed)
+    made = _rows(program, found.producer).clone()
+    values = slice(found.start, found.start + found.kv_head_count * found.head_dim)
+    made[values] = rotated_heads(made[values], rotation)
+    rename_weight(
+        program, producer["weight"], f"{producer['weight']}{MARK}", made.T if _transposed(found.producer) else made
+    )
+    if producer["bias"] is not None:
+        bias = program.weight(producer["bias"]).detach().clone()
+        bias[values] = rotated_heads(bias[values, None], rotation)[:, 0]
+        program.set_weight(producer["bias"], bias)
+    read = rotated_heads(_rows(program, found.consumer).T, rotation)
+    program.set_weight(consumer["weight"], (read if _transposed(found.consumer) else read.T).contiguous())
+    done.add(found.producer, found.consumer)
+
+
+def _problem(program: Program, stream: ResidualStream) -> Refusal | None:
     """Why the stream cannot be rotated although it can be followed."""
     for norm in stream.norms:
         if norm.bindings["norm"] != "rms_norm":
@@ -95,12 +131,12 @@ def _problem(stream: ResidualStream, weights: _Weights) -> Refusal | None:
     allowed = {node for table in stream.embeddings for node in table.nodes}
     heads = {reader.linear.output for reader in stream.readers}
     for table in sorted(tables):
-        others = weights.readers(table) - allowed
+        others = weight_readers(program, table) - allowed
         if len(others) > 1 or not others <= heads:
             return refusal(KIND, f"the table {table} is read by {_names(others)} too", next(iter(others)))
     for site in [*stream.writers, *stream.norms, *(reader.linear for reader in stream.readers)]:
         for name in (site.bindings["weight"], site.bindings["bias"]):
-            others = weights.readers(name) - {*site.nodes, *allowed} if name is not None else set()
+            others = weight_readers(program, name) - {*site.nodes, *allowed} if name is not None else set()
             if others:
                 return refusal(KIND, f"the weight {name} is shared with {_names(others)}", site.output)
     return None
@@ -113,12 +149,9 @@ def _names(nodes: set[fx.Node]) -> str:
 class _Rotation:
     """One rotation of one stream, weight by weight."""
 
-    def __init__(
-        self, program: Program, stream: ResidualStream, weights: _Weights, rotation: Tensor, untie: bool
-    ) -> None:
+    def __init__(self, program: Program, stream: ResidualStream, rotation: Tensor, untie: bool) -> None:
         self._program = program
         self._stream = stream
-        self._weights = weights
         self._rotation = rotation
         self._untie = untie
         self._scales = {norm.output: self._scale(norm) for norm in stream.norms}
@@ -137,7 +170,7 @@ class _Rotation:
                 self._rotate_reader(reader)
         for table in dict.fromkeys(table.bindings["weight"] for table in self._stream.embeddings):
             rotated = rotated_rows(self._program.weight(table).detach(), self._rotation)
-            self._weights.rename(table, f"{table}{MARK}", rotated)
+            rename_weight(self._program, table, f"{table}{MARK}", rotated)
         for norm in self._stream.norms:
             left = self._left[norm.output] - norm.bindings["weight_offset"]
             self._set(norm.bindings["weight"], torch.full_like(self._program.weight(norm.bindings["weight"]), left))
@@ -206,16 +239,20 @@ class _Rotation:
             self._set(site.bindings["bias"], rotated_rows(bias[None], self._rotation)[0])
 
     def _rotate_reader(self, reader: Reader) -> None:
-        weight = self._program.weight(reader.linear.bindings["weight"]).detach()
         scale = None
         if reader.norm is not None:
             scale = self._scales[reader.norm.output] / self._left[reader.norm.output]
-        rows = weight.T if _transposed(reader.linear) else weight
-        turned = rotated_rows(rows, self._rotation, scale)
+        turned = rotated_rows(_rows(self._program, reader.linear), self._rotation, scale)
         self._set(reader.linear.bindings["weight"], turned.T.contiguous() if _transposed(reader.linear) else turned)
 
     def _set(self, name: str, tensor: Tensor) -> None:
         self._program.set_weight(name, tensor)
+
+
+def _rows(program: Program, site: Site) -> Tensor:
+    """The weight of a linear site as [out, in]."""
+    weight = program.weight(site.bindings["weight"]).detach()
+    return weight.T if _transposed(site) else weight
 
 
 def _transposed(site: Site) -> bool:

@@ -41,3 +41,9 @@ def rotated_rows(weight: Tensor, rotation: Tensor, scale: Tensor | None = None) 
 def rotated_columns(weight: Tensor, rotation: Tensor) -> Tensor:
     """rotation.T @ weight [width, columns], computed in float64 and rounded once."""
     return (rotation.T @ weight.double()).to(weight.dtype)
+
+
+def rotated_heads(weight: Tensor, rotation: Tensor) -> Tensor:
+    """rotation.T @ head, for every head of weight [heads * head_dim, columns]."""
+    heads = weight.reshape(-1, rotation.shape[0], weight.shape[-1]).double()  # [heads, head_dim, columns]
+    return torch.matmul(rotation.T, heads).reshape(weight.shape).to(weight.dtype)

@@ -25,11 +25,11 @@ from compiler.patterns import (
     operands,
     same_shape,
     static_size,
-    unpacked_item,
     value,
 )
 from compiler.sites.names import refusal
 from compiler.sites.site import Refusal
+from compiler.sites.spans import SPLITS, Span, span_of
 
 KIND = "rotary embedding"
 
@@ -49,15 +49,6 @@ class RotaryEmbedding:
     interleaved: bool
     of_pairs: bool
     nodes: tuple[fx.Node, ...]
-
-
-class Span(NamedTuple):
-    """Which part of the last dim of `source` a value is: `source[..., start:stop:step]`."""
-
-    source: fx.Node
-    start: int
-    stop: int
-    step: int
 
 
 class Joined(NamedTuple):
@@ -124,7 +115,7 @@ def _from_quarter_turn(node: fx.Node, joined: Joined) -> Turn | Refusal | None:
     if sin is None or not is_call(other, aten.mul.Tensor) or other is product or argument(output, "alpha") != 1:
         return refusal(KIND, "the turned half is not added as x * cos + rotate_half(x) * sin", node)
     assert other is not None
-    x = next((item for item in operands(other) if has_tensor(item) and _span(item) == span), None)
+    x = next((item for item in operands(other) if has_tensor(item) and span_of(item) == span), None)
     cos = _other_operand(other, x, aten.mul.Tensor)
     if x is None or cos is None:
         return refusal(KIND, "what is multiplied with cos is not what was turned", other)
@@ -182,7 +173,7 @@ def _with_the_rest(join: fx.Node, turned: fx.Node, span: Span, x: fx.Node) -> tu
     if not is_call(join, aten.cat.default) or argument(join, "dim") not in (-1, value(join).dim() - 1):
         return None
     parts = argument(join, "tensors")
-    rest = _span(parts[1]) if len(parts) == 2 and parts[0] is turned else None
+    rest = span_of(parts[1]) if len(parts) == 2 and parts[0] is turned else None
     if rest is None:
         return None
     if value(parts[1]).shape[-1] == 0:
@@ -190,7 +181,7 @@ def _with_the_rest(join: fx.Node, turned: fx.Node, span: Span, x: fx.Node) -> tu
     whole = _cut_from(x)
     if whole is None or not same_shape(whole, join):
         return None
-    start, stop = _span(whole).start, _span(whole).stop
+    start, stop = span_of(whole).start, span_of(whole).stop
     fits = rest == Span(span.source, span.stop, stop, 1) and start == span.start
     return (join, whole) if fits else None
 
@@ -205,14 +196,14 @@ def _cut_from(node: fx.Node) -> fx.Node | None:
 
 def _whole(span: Span) -> fx.Node | None:
     """The node that is just this span, where the graph has one."""
-    if _span(span.source) == span:
+    if span_of(span.source) == span:
         return span.source
     waiting = [span.source]
     while waiting:
         for user in waiting.pop().users:
-            if has_tensor(user) and _span(user) == span:
+            if has_tensor(user) and span_of(user) == span:
                 return user
-            if user.target in (aten.chunk.default, aten.split_with_sizes.default, aten.split.Tensor, aten.slice.Tensor):
+            if is_call(user, *SPLITS, aten.slice.Tensor):
                 waiting.append(user)
     return None
 
@@ -221,7 +212,7 @@ def _pairs(first: fx.Node, second: fx.Node, interleaved: bool) -> Span | None:
     """The span whose even numbers, or first half, `first` is, and whose odd numbers, or second half, `second` is."""
     if not has_tensor(first) or not has_tensor(second):
         return None
-    left, right = _span(first), _span(second)
+    left, right = span_of(first), span_of(second)
     if left.source is not right.source:
         return None
     width = 2 * int(value(first).shape[-1])
@@ -232,40 +223,6 @@ def _pairs(first: fx.Node, second: fx.Node, interleaved: bool) -> Span | None:
         middle = whole.start + width // 2
         wanted = (whole._replace(stop=middle), whole._replace(start=middle))
     return whole if (left, right) == wanted else None
-
-
-def _span(node: fx.Node) -> Span:
-    """Which part of which value `node` is, through slices and splits of the last dim; in the least, all of itself."""
-    width = static_size(node, -1)
-    if width is None:
-        return Span(node, 0, -1, 1)
-    rank = value(node).dim()
-    if is_call(node, aten.slice.Tensor) and argument(node, "dim") % rank == rank - 1:
-        start, step = argument(node, "start") or 0, argument(node, "step")
-        source = operands(node)[0]
-        given = static_size(source, -1)
-        if isinstance(start, int) and isinstance(step, int) and given is not None:
-            start = max(start + given, 0) if start < 0 else start
-            return _inside(source, start, width, step, node)
-    item = unpacked_item(node)
-    if item is not None and is_call(item[0], aten.chunk.default, aten.split_with_sizes.default, aten.split.Tensor):
-        split, index = item
-        source = operands(split)[0]
-        if argument(split, "dim") % rank == rank - 1 and static_size(source, -1) is not None:
-            before = sum(int(part.shape[-1]) for part in split.meta["val"][:index])
-            return _inside(source, before, width, 1, node)
-    return Span(node, 0, width, 1)
-
-
-def _inside(source: fx.Node, start: int, width: int, step: int, node: fx.Node) -> Span:
-    """The span of `width` numbers from `start` on of `source`, which may be part of another value itself."""
-    outer = _span(source)
-    if outer.step != 1:
-        return Span(node, 0, width, 1)
-    first = outer.start + start
-    stop = first + width * step
-    # An odd start in steps of two ends one early: the last number of a pair has none behind it.
-    return Span(outer.source, first, stop - (start % step), step)
 
 
 def _orders(product: fx.Node) -> tuple[tuple[Any, Any], tuple[Any, Any]]:

@@ -184,6 +184,84 @@ def test_a_norm_that_scales_all_channels_alike_costs_a_tied_head_nothing():
     assert len(after.weights()) == len(canonical(TiedBehindAPlainNorm()).weights())
 
 
+class Attention(nn.Module):
+    """Two query heads share one of key and value, which come from one layer with the query."""
+
+    heads, head_dim = 2, 6
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv, self.out = nn.Linear(HIDDEN, 24), nn.Linear(HIDDEN, HIDDEN, bias=False)
+
+    def split(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)  # [batch, heads, tokens, head_dim]
+
+    def forward(self, x: Tensor) -> Tensor:
+        packed = self.qkv(x)
+        query, key, values = self.split(packed[..., :12]), self.split(packed[..., 12:18]), self.split(packed[..., 18:])
+        scores = (query @ self.for_all(key).transpose(2, 3) * 0.3).softmax(-1)
+        return self.out((scores @ self.for_all(values)).transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
+
+    def for_all(self, x: Tensor) -> Tensor:
+        batch, _, tokens, _ = x.shape
+        return x[:, :, None].expand(-1, -1, self.heads, -1, -1).reshape(batch, self.heads, tokens, self.head_dim)
+
+
+class Attending(nn.Module):
+    """Its stream cannot be followed; its heads can."""
+
+    attention: type[nn.Module] = Attention
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding, self.attention_layer = nn.Embedding(VOCABULARY, HIDDEN), self.attention()
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.attention_layer(self.embedding(ids))  # type: ignore[no-any-return]
+
+
+def test_heads_of_values_are_rotated_and_nothing_else_of_their_layer():
+    from compiler.quantization.rotation import randomized_hadamard
+
+    program = canonical(Attending())
+    after, result = rewritten(Rotate(), program, tolerance=TOLERANCE)
+    assert (result.changed, result.refusals) == (("attention_layer.qkv", "attention_layer.out"), ())
+    before, rotated = program.weight("attention_layer.qkv.weight"), after.weight("attention_layer.qkv.weight_rotated")
+    assert torch.equal(rotated[:18], before[:18])
+    turn = randomized_hadamard(Attention.head_dim, seed=0)
+    torch.testing.assert_close(rotated[18:].double(), turn.T @ before[18:].double(), rtol=0, atol=1e-6)
+    assert rewritten(Rotate(heads=False), program)[1].changed == ()
+
+
+class KeysAreValues(Attention):
+    def forward(self, x: Tensor) -> Tensor:
+        heads = self.split(self.qkv(x)[..., :HIDDEN])
+        scores = (heads @ heads.transpose(2, 3) * 0.3).softmax(-1)
+        return self.out((scores @ heads).transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
+
+
+class HeadsAveraged(Attention):
+    def forward(self, x: Tensor) -> Tensor:
+        query, key, values = self.qkv(x)[..., :18].unflatten(-1, (3, 6)).transpose(1, 2)[:, :, None].unbind(1)
+        return ((query @ key.transpose(2, 3) * 0.3).softmax(-1) @ values).mean(1)
+
+
+@pytest.mark.parametrize(
+    ("form", "reason"),
+    [
+        (KeysAreValues, "its values are not heads side by side from one linear layer"),
+        (HeadsAveraged, "what it gives is not heads side by side for one linear layer"),
+    ],
+)
+def test_refused_heads(form: type[nn.Module], reason: str):
+    class Model(Attending):
+        attention = form
+
+    _, result = rewritten(Rotate(), canonical(Model()))
+    assert result.changed == ()
+    assert [refusal.reason for refusal in result.refusals] == [reason]
+
+
 class NormBehindTheBlock(Decoder):
     """As gemma2's."""
 
@@ -324,6 +402,7 @@ def test_real_architectures(model: str):
     assert len(result.changed) == norms + 1 + 2 * matrices + 1
     stored = after.weights()
     before = program.weights()
+    assert sum(name.endswith("v_proj.weight_rotated") for name in stored) == 2  # phi3's is qkv_proj
     unchanged = [name for name in before if name in stored and torch.equal(before[name], stored[name])]
     assert not [
         name for name in unchanged if "proj.weight" in name or "embed_tokens.weight" in name or "lm_head" in name
