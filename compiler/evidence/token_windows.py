@@ -26,9 +26,9 @@ SHIPPED_PROSE = Path(__file__).parent / "prose"
 
 WINDOW_TOKENS = 256
 TYPICAL_WEIGHTS = 135e6
-SCORING_WINDOWS = (2, 8, 16)
-CALIBRATION_WINDOWS = (8, 32, 32)
-"""Least, at 135 million weights, and most: of a larger model fewer windows are read, of a smaller one more."""
+SCORING_WINDOWS = (2, 8)
+CALIBRATION_WINDOWS = (8, 32)
+"""Least and most: the most for models of up to 135 million weights, fewer of a larger one."""
 
 Item = TypeVar("Item")
 Encode = Callable[[str], list[int]]
@@ -86,10 +86,10 @@ def text_tokenizer(program: Program) -> tuple[list[int], Encode]:
     return prefix, lambda text: list(tokenizer.encode(text, add_special_tokens=False).ids)
 
 
-def _count(bounds: tuple[int, int, int], weight_count: int) -> int:
-    """How many windows a model of that many weights is run on: the time of a pass over them stays alike."""
-    least, typical, most = bounds
-    return min(most, max(least, round(typical * TYPICAL_WEIGHTS / max(weight_count, 1))))
+def _count(bounds: tuple[int, int], weight_count: int) -> int:
+    """How many windows a model of that many weights is run on: a large one takes no longer for them."""
+    least, most = bounds
+    return min(most, max(least, round(most * TYPICAL_WEIGHTS / max(weight_count, 1))))
 
 
 def _halves(documents: Sequence[str]) -> tuple[Sequence[str], Sequence[str]]:

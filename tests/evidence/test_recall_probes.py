@@ -7,15 +7,21 @@ from dataclasses import replace
 
 import pytest
 import torch
+import zoo
 from tiny_language_models import VOCABULARY, Bigram, LooksBack, captured_language_model, save_word_tokenizer
 from tokenizers import Tokenizer, models, pre_tokenizers
 
+from compiler.evidence.data import load_dataset
 from compiler.evidence.probes.associative_recall import PAIR_COUNT, AssociativeRecall
 from compiler.evidence.probes.copying import SPAN, Copying
 from compiler.evidence.probes.needle import CITIES, Needle
 from compiler.evidence.probes.recall import RecallProbe
+from compiler.pipeline import Pipeline
 from compiler.program import Program
+from compiler.recipe import build_passes, parse_passes
 from compiler.registry import Registry
+from compiler.rewriting import PassContext
+from compiler.target import Target
 
 PROBES: tuple[type[RecallProbe], ...] = (AssociativeRecall, Copying, Needle)
 
@@ -117,3 +123,19 @@ def test_they_do_not_apply_to_other_models(probe: type[RecallProbe], bigram: Pro
 
 def test_a_needle_needs_a_tokenizer(bigram: Program) -> None:
     assert not Needle().applies(bigram)
+
+
+def test_an_incremental_program_is_judged_as_the_one_it_was() -> None:
+    """Perplexity, divergence and a probe, read from the start with empty states."""
+    program = zoo.program("llama")
+    context = PassContext(Target("cpu"), load_dataset(None, program))
+    registry = Registry(entry_points=False)
+    passes = build_passes(parse_passes("make-incremental"), registry.passes(), registry.pipelines())
+    after, before, records = Pipeline(passes, context, probes=[Copying()]).run(program)
+    assert after.states
+    fidelity = records[-1].evidence.fidelity
+    assert fidelity is not None
+    assert fidelity.perplexity_ratio == pytest.approx(1.0, abs=1e-5)
+    assert fidelity.kl_divergence == pytest.approx(0.0, abs=1e-6)
+    assert records[-1].evidence.probes == before.probes
+    assert set(before.probes) == {"copying"}
