@@ -38,7 +38,7 @@ class SideFigures:
             "perplexity": math.exp(np.mean(self.losses)),
             "perplexity_ratio": ratio,
             "ratio_standard_error": error,
-            "kl_divergence": self.divergence / self.token_count,
+            "kl_divergence": max(0.0, self.divergence / self.token_count),
             "top1_agreement": self.agreed / self.token_count,
             "tokens_per_second": self.token_count / max(self.seconds, 1e-9),
         }
