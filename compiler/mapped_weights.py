@@ -17,7 +17,7 @@ from torch import Tensor
 
 MADV_DONTNEED = 4
 PAGE_BYTES = 4096
-LARGE_BYTES = 2**30
+LARGE_BYTES = 3 * 2**27
 """Mapped memory that is worth giving back."""
 RANGE = re.compile(r"([0-9a-f]+)-([0-9a-f]+) \S+ [0-9a-f]+ \S+ ([0-9]+)")
 SMAPS, STATUS = Path("/proc/self/smaps"), Path("/proc/self/status")
