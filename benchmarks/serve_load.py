@@ -89,6 +89,14 @@ def main() -> None:
     else:
         (HERE / "results" / "serve_load.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
         (HERE / "results" / "serve_load.md").write_text(text, encoding="utf-8")
+    if not _passed(record):
+        raise SystemExit("a stream was lost or mixed, a slot was not freed, or a bad request was taken")
+
+
+def _passed(record: dict[str, Any]) -> bool:
+    streams = record["streams"]
+    wrong = streams["mixed"] + streams["lost"] + len(record["wrongly_answered"]) + record["server"]["exit_code"]
+    return wrong == 0 and record["seconds_until_all_slots_were_free"] is not None
 
 
 def _start(arguments: argparse.Namespace, log: Path) -> tuple[subprocess.Popen[str], str, str]:
