@@ -174,7 +174,8 @@ def relative_error(found: Tensor, expected: Tensor) -> float:
     if found.shape != expected.shape:
         return float("inf")
     largest, scale = 0.0, 0.0
-    parts = zip(found.flatten().split(NUMBERS_AT_ONCE), expected.flatten().split(NUMBERS_AT_ONCE), strict=True)
+    halves = (torch.split(one.flatten(), NUMBERS_AT_ONCE) for one in (found, expected))
+    parts = zip(*halves, strict=True)
     for left, right in ((one.double(), other.double()) for one, other in parts if other.numel()):
         same = (left == right) | (left.isnan() & right.isnan())
         difference = float(torch.where(same, 0.0, (left - right).abs()).max())
