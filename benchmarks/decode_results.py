@@ -25,10 +25,10 @@ def write_decode_results(record: dict[str, Any], folder: Path, console: Console)
         f"{machine['processor']}; {machine['threads']} threads used, which together read "
         f"{machine['read_gb_per_second']:.1f} GB/s of memory. Median (quartiles) of alternating rounds, tokens a "
         "second; in brackets, the first side's speed over this side's, round by round. Resident memory is that of the "
-        "whole process, Python included; the share of bandwidth counts weights and cache, read once a token.",
+        "whole process, Python and libraries included, of which files; the share of bandwidth counts weights and cache, read once a token.",
     ]
     for context, sides in record["contexts"].items():
-        headings = ["side", "prefill", "decode", "resident MB", "weights + cache MB", "ratio", "bandwidth"]
+        headings = ["side", "prefill", "decode", "resident MB (files)", "weights + cache MB", "ratio", "bandwidth"]
         rows = list(_rows(record, sides))
         table = Table(*headings, title=f"{context} tokens of context")
         for row in rows:
@@ -49,7 +49,7 @@ def _rows(record: dict[str, Any], sides: dict[str, Any]) -> Iterator[list[str]]:
         yield [
             f"{name} ({about['version']}, cache {about['cache_type']})",
             *(_speed(side[key], first[key]) for key in RATES.values()),
-            f"{side['resident_mb']:.0f}",
+            f"{side['resident_mb']:.0f} ({side['resident_files_mb']:.0f})",
             f"{about['weights_mb']:.0f} + {side['cache_mb']:.0f}",
             f"{side['resident_mb'] / needed:.2f}",
             f"{share:.0%}",

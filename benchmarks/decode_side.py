@@ -20,10 +20,10 @@ class DecodeSide(Side):
     """An engine with one text, stopped by the system between questions so that none of its threads spins."""
 
     def __init__(
-        self, name: str, python: str | Path, engine: str, path: Path, threads: int, values_per_token: int
+        self, name: str, python: str | Path, engine: str, path: Path, threads: int, values_per_token: int, longest: int
     ) -> None:
-        """`values_per_token` is how many numbers the model keeps of a token."""
-        super().__init__(name, python, engine, path.resolve(), threads, WORKER)
+        """`values_per_token` is how many numbers the model keeps of a token, `longest` for how many it makes room."""
+        super().__init__(name, python, engine, path.resolve(), threads, WORKER, ("--context", str(longest)))
         self.cache_type = CACHE_TYPES.get(engine) or _artifact_cache_type(path)
         self._cache_bytes_per_token = values_per_token * {"int8": 1, "float16": 2, "float32": 4}[self.cache_type]
         self._stop()
@@ -53,9 +53,10 @@ class DecodeSide(Side):
         """What the keys and values of so many tokens take."""
         return tokens * self._cache_bytes_per_token
 
-    def resident_bytes(self) -> int:
-        """The memory that it holds now."""
-        return int(self.ask({"do": "memory"})["resident_bytes"])
+    def memory_mb(self) -> dict[str, float]:
+        """What it holds now, and how much of that are files: programs, libraries, weights that are mapped."""
+        answer = self.ask({"do": "memory"})
+        return {"resident_mb": answer["resident_bytes"] / 1e6, "resident_files_mb": answer["file_bytes"] / 1e6}
 
     def _stop(self) -> None:
         os.kill(self._process.pid, signal.SIGSTOP)

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import json
 import platform
 import subprocess
 import sys
@@ -32,8 +33,6 @@ from rich.console import Console
 HERE = Path(__file__).resolve().parent
 CONTEXTS = (128, 2048, 8000)
 LONGEST = 8192
-VOCABULARY = range(1000, 40000)
-"""Tokens of the prompts: no special ones."""
 
 
 def main() -> None:
@@ -64,7 +63,7 @@ def main() -> None:
         },
         "contexts": contexts,
     }
-    write_decode_results(record, HERE / "results", Console())
+    write_decode_results(record, arguments.results, Console())
 
 
 def _arguments() -> argparse.Namespace:
@@ -79,6 +78,8 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=9, help="of decoding; prompts are read in fewer")
     parser.add_argument("--without", action="append", default=[], metavar="SIDE", help="leave a peer out")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--longest", type=int, default=LONGEST, help="tokens that the peers make room for")
+    parser.add_argument("--results", type=Path, default=HERE / "results", help="where the tables go")
     parser.add_argument("--work", type=Path, help="keep the peers' models here, and use those that are there")
     arguments = parser.parse_args()
     arguments.context = sorted(arguments.context or CONTEXTS)
@@ -90,7 +91,7 @@ def _sides(arguments: argparse.Namespace, work: Path, console: Console) -> list[
     python, threads = sys.executable, arguments.threads
     values = cache_values_per_token(arguments.checkpoint)
     sides = [
-        DecodeSide(f"regraft {path.resolve().name}", python, "artifact", path, threads, values)
+        DecodeSide(f"regraft {path.resolve().name}", python, "artifact", path, threads, values, arguments.longest)
         for path in arguments.artifact
     ]
     if _wanted(arguments, "llama.cpp", arguments.llama_python, "llama_cpp", console):
@@ -100,15 +101,21 @@ def _sides(arguments: argparse.Namespace, work: Path, console: Console) -> list[
             if not model.exists():
                 _run(arguments.llama_python, HERE / "llama_cpp_peer.py", source, kind, model)
             name = f"llama.cpp {kind.upper()}"
-            sides.append(DecodeSide(name, arguments.llama_python, "llama.cpp", model, threads, values))
+            sides.append(
+                DecodeSide(name, arguments.llama_python, "llama.cpp", model, threads, values, arguments.longest)
+            )
     if _wanted(arguments, "genai", arguments.genai_python, "onnxruntime_genai", console):
         model = work / "genai-int4"
         if not model.exists():
             _run(python, HERE / "genai_peer.py", arguments.checkpoint, model)
-        sides.append(DecodeSide("onnxruntime-genai int4", arguments.genai_python, "genai", model, threads, values))
+        sides.append(
+            DecodeSide(
+                "onnxruntime-genai int4", arguments.genai_python, "genai", model, threads, values, arguments.longest
+            )
+        )
     if "transformers" not in arguments.without:
         name = "transformers float32"
-        sides.append(DecodeSide(name, python, "transformers", arguments.checkpoint, threads, values))
+        sides.append(DecodeSide(name, python, "transformers", arguments.checkpoint, threads, values, arguments.longest))
     return sides
 
 
@@ -138,7 +145,8 @@ def _measure(
     sides: Sequence[DecodeSide], context: int, arguments: argparse.Namespace, console: Console
 ) -> dict[str, Any]:
     """Seconds of every round, by side, and what each holds in memory after it."""
-    prompt = np.random.default_rng(context).integers(VOCABULARY.start, VOCABULARY.stop, context).tolist()
+    size = json.loads((arguments.checkpoint / "config.json").read_text(encoding="utf-8"))["vocab_size"]
+    prompt = np.random.default_rng(context).integers(size // 20, size, context).tolist()
     started = time.perf_counter()
     reading = {"do": "read", "tokens": prompt}
     writing = {"do": "decode", "from": context, "token": prompt[0], "count": arguments.tokens}
@@ -150,7 +158,7 @@ def _measure(
         side.name: {
             "prefill_tokens_per_second": [context / seconds for seconds in read[side.name]],
             "decode_tokens_per_second": [arguments.tokens / seconds for seconds in wrote[side.name]],
-            "resident_mb": side.resident_bytes() / 1e6,
+            **side.memory_mb(),
             "cache_mb": side.cache_bytes(context + arguments.tokens) / 1e6,
         }
         for side in sides

@@ -4,7 +4,7 @@ Run by the interpreter that has the side's engine, so it imports only that engin
 
     {"do": "read", "tokens": [...]}               ->  {"seconds": ...}   forgets all, reads a prompt, chooses a token
     {"do": "decode", "from": 2048, "count": 32}   ->  {"seconds": ...}   takes back what follows, writes so many tokens
-    {"do": "memory"}                              ->  {"resident_bytes": ..., "version": "..."}
+    {"do": "memory"}                              ->  {"resident_bytes": ..., "file_bytes": ..., "version": "..."}
     {"do": "bandwidth", "megabytes": 1024}        ->  {"bytes_per_second": ...}   what all threads together can read
 """
 
@@ -106,7 +106,7 @@ def _claim_standard_output() -> Any:
 
 def _answer(command: dict[str, Any], side: Decoding) -> dict[str, Any]:
     if command["do"] == "memory":
-        return {"resident_bytes": resident_bytes(), "version": side.version}
+        return {"resident_bytes": resident_bytes(), "file_bytes": resident_bytes("RssFile"), "version": side.version}
     if command["do"] == "read":
         started = time.perf_counter()
         side.read(command["tokens"])
@@ -117,10 +117,10 @@ def _answer(command: dict[str, Any], side: Decoding) -> dict[str, Any]:
     return {"seconds": time.perf_counter() - started}
 
 
-def resident_bytes() -> int:
-    """The memory that this process holds now, its program and libraries included."""
+def resident_bytes(kind: str = "VmRSS") -> int:
+    """The memory that this process holds now, its program and libraries included; RssFile: these alone."""
     for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
-        if line.startswith("VmRSS:"):
+        if line.startswith(f"{kind}:"):
             return int(line.split()[1]) * 1024
     return 0
 

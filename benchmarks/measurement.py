@@ -22,11 +22,18 @@ class Side:
     """One contender, opened in its own process by its own interpreter."""
 
     def __init__(
-        self, name: str, python: str | Path, engine: str, path: Path, threads: int, worker: Path = WORKER
+        self,
+        name: str,
+        python: str | Path,
+        engine: str,
+        path: Path,
+        threads: int,
+        worker: Path = WORKER,
+        more: Sequence[str] = (),
     ) -> None:
         self.name = name
         self.path = path
-        command = [str(python), str(worker), engine, str(path), "--threads", str(threads)]
+        command = [str(python), str(worker), engine, str(path), "--threads", str(threads), *more]
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
         )

@@ -25,7 +25,9 @@ class TransformersDecoding:
         return self._run(tokens)
 
     def take_back(self, length: int) -> None:
-        self._cache.crop(length)
+        surplus = self._cache.get_seq_length() - length
+        if surplus:
+            self._cache.crop(-surplus)
 
     def decode(self, token: int, count: int) -> None:
         for _ in range(count):
