@@ -25,7 +25,8 @@ def write_decode_results(record: dict[str, Any], folder: Path, console: Console)
         f"{machine['processor']}; {machine['threads']} threads used, which together read "
         f"{machine['read_gb_per_second']:.1f} GB/s of memory. Median (quartiles) of alternating rounds, tokens a "
         "second; in brackets, the first side's speed over this side's, round by round. Resident memory is that of the "
-        "whole process, Python and libraries included, of which files; the share of bandwidth counts weights and cache, read once a token.",
+        "whole process, of which files are programs, libraries and mapped weights; the share of bandwidth counts "
+        "weights and cache, read once a token.",
     ]
     for context, sides in record["contexts"].items():
         headings = ["side", "prefill", "decode", "resident MB (files)", "weights + cache MB", "ratio", "bandwidth"]
