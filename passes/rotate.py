@@ -226,8 +226,10 @@ class _Rotation:
         with self._program.graph.inserting_before(head.output):
             stored = self._program.graph.get_attr(name)
         stored.meta["val"] = value(normed).new_empty(rest.shape)
-        product = insert_call(head.output, aten.linear.default, normed, stored)
-        head.output.replace_input_with(normed, insert_call(head.output, aten.add.Tensor, normed, product))
+        origin = reader.norm.output
+        product = insert_call(head.output, aten.linear.default, normed, stored, like=origin)
+        scaled = insert_call(head.output, aten.add.Tensor, normed, product, like=origin)
+        head.output.replace_input_with(normed, scaled)
         self._notes.append(f"{head.name} stays tied to the embedding; a product {list(rest.shape)} comes before it")
 
     def _rotate_writer(self, site: Site) -> None:
