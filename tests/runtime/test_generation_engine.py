@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -71,7 +72,14 @@ def test_a_long_prompt_is_read_while_another_text_runs(engine: Engine) -> None:
     assert second.tokens == REFERENCE.greedy(long, 5, ())
 
 
-def test_a_cancelled_text_frees_its_place_and_the_others_go_on(engine: Engine) -> None:
+def slow_down(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a step take 10 ms or more, so that a cancellation comes before the end on any machine."""
+    decode = engine._decoder.decode
+    monkeypatch.setattr(engine._decoder, "decode", lambda tokens: (time.sleep(0.01), decode(tokens))[1])
+
+
+def test_a_cancelled_text_frees_its_place_and_the_others_go_on(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    slow_down(engine, monkeypatch)
     first = engine.submit(engine.encode("Hello"), greedy(500))
     second = engine.submit(engine.encode("a"), greedy(20))
     waiting = engine.submit(engine.encode("Zz"), greedy(4))
@@ -211,7 +219,7 @@ def test_a_listener_gets_the_tokens_and_one_that_fails_harms_nobody(engine: Engi
     assert request.tokens == REFERENCE.greedy(request.prompt, 5, ())
 
 
-def test_closing_lets_texts_end_in_time_and_cancels_the_rest(folder: Path) -> None:
+def test_closing_lets_texts_end_in_time_and_cancels_the_rest(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = Engine.open(folder, slots=1, threads=1)
     soon = engine.submit(engine.encode("Hello"), greedy(5))
     engine.close(grace_seconds=30)
@@ -219,6 +227,7 @@ def test_closing_lets_texts_end_in_time_and_cancels_the_rest(folder: Path) -> No
     with pytest.raises(CompilerError, match="the engine is closed"):
         engine.submit([5])
     with Engine.open(folder, slots=1, threads=1) as engine:
+        slow_down(engine, monkeypatch)
         requests = [engine.submit(engine.encode("Hello"), greedy(500)) for _ in range(3)]
         next(iter(requests[0]))
     assert [request.finish_reason for request in requests] == ["cancelled"] * 3
