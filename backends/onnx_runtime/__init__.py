@@ -24,8 +24,8 @@ FLIPPED_CODE_TOLERANCE = 0.15
 """With activations quantized on the way, a difference of 1e-7 moves a value to the next of 256 codes, and later layers
 carry that on: scaling one bias by 1 + 3e-7 moves all-MiniLM-L6-v2's output by 0.044 of its largest value in eager."""
 ROUNDED_INPUT_TOLERANCE = 0.03
-"""MatMulNBits at accuracy level 4 rounds its inputs to 8 bits in blocks, each by up to 1/254 of its block's largest. For
-the 36 products of six layers; errors of rounding add like a random walk's steps, by the root of how many there are:
+"""MatMulNBits at accuracy level 4 rounds its inputs to 8 bits in blocks, each by up to 1/254 of its block's largest.
+For the 36 products of six layers; such errors add like a random walk's steps, by the root of how many there are:
 SmolLM2-135M's 30 layers move logits by 0.036."""
 ROUNDED_PRODUCTS = 36
 FLOAT8 = ("float8_e4m3fn", "float8_e4m3fnuz", "float8_e5m2", "float8_e5m2fnuz", "float8_e8m0fnu")
