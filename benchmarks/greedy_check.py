@@ -11,8 +11,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 TOLERANCE = 0.25
 """Of logits, whose spread is about 10."""
 
@@ -35,6 +33,8 @@ class GreedyCheck:
         """The most that a token of `text` lies below the likeliest one, in logits."""
         tokens = self.codec.tokenizer.encode(text, add_special_tokens=False).ids
         self._decoder.clear(0)
-        logits = self._decoder.extend(0, [*prompt, *tokens], kept=len(tokens) + 1)[:-1]
-        chosen = logits[np.arange(len(tokens)), tokens]
-        return float((logits.max(1) - chosen).max())
+        logits, gaps = self._decoder.prefill(0, prompt), [0.0]
+        for token in tokens:
+            gaps.append(float(logits.max() - logits[token]))
+            logits = self._decoder.extend(0, [token])[-1]
+        return max(gaps)
