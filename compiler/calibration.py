@@ -106,8 +106,9 @@ class Gathering:
             rows = rows[row_mask.flatten()]
         spread = rows.amax(1).clamp(min=0) - rows.amin(1).clamp(max=0)  # [rows]
         self.row_range_power += float(spread.square().sum())
-        product = rows.T @ rows
-        self.total = product if self.total is None else self.total.add_(product)
+        if self.total is None:
+            self.total = rows.new_zeros(rows.shape[1], rows.shape[1])
+        self.total.addmm_(rows.T, rows)
         self.row_count += len(rows)
 
     def finished(self) -> ActivationStatistics:

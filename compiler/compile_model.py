@@ -72,7 +72,7 @@ def compile_model(
     from compiler.evidence.data import load_dataset
     from compiler.evidence.payload import measure_payload, time_large_model
     from compiler.frontends import LoadOptions, load_model
-    from compiler.mapped_weights import release_mapped
+    from compiler.mapped_weights import release_memory
     from compiler.pipeline import Pipeline
     from compiler.registry import Registry
     from compiler.report import report_files
@@ -99,7 +99,7 @@ def compile_model(
     pipeline = Pipeline(passes, context, registry.manager.hook, probes)
     timed = time_large_model(captured, data)
     program, before, records = pipeline.run(captured)
-    release_mapped(captured.weights().values())
+    release_memory(captured.weights().values())
 
     with staged_artifact(folder) as staging:
         progress(f"lowering with {backend.name}")

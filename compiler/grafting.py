@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from compiler.evidence.fidelity import Reference, measure_fidelity, reference_outputs
-from compiler.mapped_weights import release_mapped
+from compiler.mapped_weights import release_memory
 from compiler.rewriting import Graft, PassContext, PassResult, Replacement, SiteOutcome
 from compiler.sites import Refusal, Site, find_sites
 from compiler.states import hold_state_as
@@ -80,7 +80,7 @@ def _propose_all(graft: Graft, program: Program, context: PassContext) -> tuple[
             )
         else:
             grafted.append(GraftedSite(site, [proposal]))
-        release_mapped(program.weights().values())
+        release_memory(program.weights().values())
     return grafted, refused
 
 

@@ -1,4 +1,4 @@
-"""Weights that are mapped from files, and how their memory goes back to the system.
+"""Weights that are mapped from files, and how their memory, and what was freed, goes back to the system.
 
 A mapped weight takes memory once something reads it, and keeps it until the system needs it elsewhere. A pass that
 walks over a large model gives back what it has read, so that the model is never in memory as a whole beside what the
@@ -21,6 +21,16 @@ LARGE_BYTES = 3 * 2**27
 """Mapped memory that is worth giving back."""
 RANGE = re.compile(r"([0-9a-f]+)-([0-9a-f]+) \S+ [0-9a-f]+ \S+ ([0-9]+)")
 SMAPS, STATUS = Path("/proc/self/smaps"), Path("/proc/self/status")
+
+
+def release_memory(weights: Iterable[Tensor]) -> None:
+    """Give back the memory of mapped weights, and what freed tensors left behind in the heap.
+
+    Between large tensors that come and go, small ones that stay keep glibc from shrinking its heap by itself.
+    """
+    release_mapped(weights)
+    if sys.platform == "linux" and hasattr(_libc(), "malloc_trim"):
+        _libc().malloc_trim(0)
 
 
 def release_mapped(weights: Iterable[Tensor], least_bytes: int = LARGE_BYTES) -> None:
