@@ -12,6 +12,7 @@ from compiler.incremental.inputs import Counts, InputWriter
 from compiler.ops.group_query_attention import NO_WINDOW
 from compiler.patterns import (
     aten,
+    drop_nodes,
     insert_call,
     is_call,
     only_user,
@@ -47,15 +48,15 @@ def refused_attention(site: Site) -> Refusal | None:
     def refuse(reason: str) -> Refusal:
         return Refusal(reason, site.output.name, site.name, site.kind)
 
-    lowest, highest = site.bindings["window"]
-    if highest != 0:
-        return refuse("tokens attend to later ones: the model is not causal there")
-    if "bias" in site.bindings["mask"]:
-        return refuse("a bias that is computed for whole sequences is added to its scores")
     query, key, value_ = site.inputs[:3]
     if not same_size(value(query).shape[2], value(key).shape[2]):
         return refuse("its keys are of another sequence")
-    if lowest is not None and lowest > 0:
+    _, highest = site.bindings["window"]
+    if "bias" in site.bindings["mask"]:
+        return refuse("a bias that is computed for whole sequences is added to its scores")
+    if highest is None or highest > 0:
+        return refuse("tokens attend to later ones: the model is not causal there")
+    if highest < 0:
         return refuse("its window leaves the token itself out")
     if value(key).shape[3] != value(value_).shape[3]:
         return refuse("its values are of another width than its keys")
@@ -192,6 +193,8 @@ def _replace_output(node: fx.Node, output: fx.Node, heads: int) -> None:
         joins = joined is not None and is_call(joined, aten.reshape.default) and value(joined).dim() == 3
         if joined is not None and joins and value(joined).shape[2] == value(output).shape[2]:
             replace(joined, output)
+            if not node._erased:  # torch counts its own as having effects, since it may drop weights at random
+                drop_nodes([node])
             return
     split = insert_call(node, aten.unflatten.int, output, 2, [heads, -1])
     replace(node, insert_call(node, aten.transpose.int, split, 1, 2))
