@@ -141,7 +141,7 @@ class Decoder:
             raise CompilerError(f"generating with {self.manifest.name}", first_line(error), hint) from error
         self._buffers.keep(rows)
         self.lengths[rows] = totals
-        return call.logits
+        return call.read_logits()
 
     def _call(self, first: int, count: int, new: int, kept: int) -> _Call:
         key = (first, count, new, kept)
@@ -162,7 +162,11 @@ class Decoder:
         for past, past_array, present, present_array in self._buffers.arrays(slice(first, first + count)):
             call.bind_input(past, past_array)
             call.bind_output(present, present_array)
-        call.bind_output(LOGITS, logits)
+        if kept == 1:
+            call.bind_output(LOGITS, logits)
+        else:  # files that open in onnxruntime-genai state one row, which bound memory may not exceed
+            call.binding.bind_output(LOGITS)
+            call.logits = None
         return call
 
 
@@ -172,7 +176,7 @@ class _Call:
     def __init__(self, binding: IOBinding, tokens: Array, logits: Array, masked: bool) -> None:
         self.binding = binding
         self.tokens = tokens
-        self.logits = logits
+        self.logits: Array | None = logits
         self._masked = masked
         self._mask: Array | None = None
         self._ones = [0] * len(tokens)
@@ -192,6 +196,14 @@ class _Call:
             mask[row, ones:total] = 1
             mask[row, total:ones] = 0
             self._ones[row] = total
+
+    def read_logits(self) -> Array:
+        """The logits of the call that ran last."""
+        if self.logits is not None:
+            return self.logits
+        logits = np.asarray(self.binding.get_outputs()[-1].numpy())
+        self.binding.bind_output(LOGITS)  # or the next run would take what this one made for bound memory
+        return logits
 
     def bind_input(self, name: str, array: Array) -> None:
         """Read an input from this memory."""
