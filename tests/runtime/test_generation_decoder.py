@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
+from onnxruntime import InferenceSession
 from small_artifact import write_linear
 from small_decoder import CONTEXT, HEAD_DIM, KV_HEADS, VOCABULARY, SmallDecoder, write_decoder
 
@@ -13,6 +15,7 @@ from compiler.errors import CompilerError
 from compiler.runtime.bench import BenchOptions, bench
 from compiler.runtime.generation.decoder import CHUNK, Decoder
 from compiler.runtime.generation.state_buffers import FIRST_CAPACITY
+from compiler.runtime.manifest import read_manifest
 from compiler.runtime.verify import verify
 
 KINDS = {"attention": False, "hybrid": True}
@@ -61,6 +64,22 @@ def test_a_prompt_in_chunks_of_any_size(folder: Path, reference: SmallDecoder) -
     for start, stop in ((0, 1), (1, 10), (10, 12), (12, 23)):
         found = decoder.extend(0, tokens[start:stop])
         assert_logits(found[-1], reference, tokens[:stop])
+
+
+def test_several_logits_of_a_file_that_states_one_row(folder: Path, reference: SmallDecoder) -> None:
+    """As files do that open in onnxruntime-genai too."""
+    model = onnx.load(folder / "model.onnx")
+    rows = model.graph.output[0].type.tensor_type.shape.dim[1]
+    assert rows.dim_param == "kept"
+    rows.dim_value = 1
+    session = InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    decoder, tokens = Decoder(read_manifest(folder), session, 1), text(9, 12)
+    for _ in range(2):
+        decoder.clear(0)
+        for start, stop in ((0, 5), (5, 10)):
+            found = decoder.extend(0, tokens[start:stop], kept=3)
+            np.testing.assert_allclose(found, reference.logits(tokens[:stop])[-3:], atol=2e-5)
+        assert_logits(decoder.extend(0, tokens[10:11])[-1], reference, tokens[:11])
 
 
 def test_a_prompt_longer_than_a_chunk_and_than_the_first_buffers(folder: Path, reference: SmallDecoder) -> None:
