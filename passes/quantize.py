@@ -68,7 +68,8 @@ class Quantize(Graft):
     site_kinds: ClassVar[tuple[str, ...]] = ("linear", "embedding", "convolution", "quantized")
 
     bits: Annotated[
-        Literal[8, 4, 2] | str, "bits of a linear weight; auto-3: 2, 4 or 8 by site, 3 on average, what costs least"
+        Literal[8, 4, 2] | str,
+        "bits of a linear weight; auto-3: by site, 3 on average, what costs least; 2, 4 and 8, from auto-4 on 4 and 8",
     ] = 8
     activations: Annotated[
         Literal["auto", "dynamic", "rows", "none"],
@@ -162,7 +163,8 @@ class Quantize(Graft):
             and self._left_out(site) is None
             and _unfit(site, program, ()) is None
         ]
-        forms = {bits: BlockForm(bits, self._group(bits), self.clip, self.symmetric) for bits in (2, 4, 8)}
+        choices = (2, 4, 8) if self._average < 4 else (4, 8)
+        forms = {bits: BlockForm(bits, self._group(bits), self.clip, self.symmetric) for bits in choices}
         return planned_bits(linear, program, context, forms, self._average)
 
     def _left_out(self, site: Site) -> str | None:

@@ -60,10 +60,13 @@ def planned_bits(
 
 
 def expected_cost(layer: LinearWeights, form: BlockForm, power: Tensor | None) -> float:
-    """What rounding `layer` is expected to add to the divergence of the outputs; power [out] or none, for ones."""
+    """What rounding `layer` is expected to add to the divergence of the outputs; power [out] or none, for ones.
+
+    Eight bits are rounded to the nearest here: what they cost is next to nothing either way.
+    """
     in_features = layer.weight.shape[1]
     form = replace(form, block_size=min(form.block_size, block_at_least(in_features)))
-    made = block_linear(layer, form, "compensated")
+    made = block_linear(layer, form, "compensated" if form.bits < 8 else "nearest")
     error = dequantized_weight(made.weight, made.scales, made.zero_points, form.bits, in_features) - layer.weight
     moved = error if layer.statistics is None else error @ layer.statistics.second_moment
     by_output = (moved * error).sum(1)
