@@ -32,7 +32,7 @@ def _pack(attention: ir.Node, graph: ir.Graph) -> bool:
         return False
     first = found[0]
     stored = [
-        _stacked(graph, [product.inputs[index] for product in found], f"{first.name}.packed.{index}")
+        _stacked(graph, attention, [product.inputs[index] for product in found], f"{first.name}.packed.{index}")
         for index in range(1, len(first.inputs))
     ]
     attributes = {**first.attributes, "N": ir.AttrInt64("N", sum(_rows(product) for product in found))}
@@ -59,23 +59,45 @@ def _is_own(product: ir.Node, attention: ir.Node) -> bool:
         product.op_type == "MatMulNBits"
         and [user for user, _ in product.outputs[0].uses()] == [attention]
         and not product.outputs[0].is_graph_output()
-        and all(value is None or value.is_initializer() for value in product.inputs[1:])
+        and all(value is None or _source(value).is_initializer() for value in product.inputs[1:])
     )
 
 
 def _settings(product: ir.Node) -> tuple[object, ...]:
-    """What products that become one have in common: the input, all but the rows, and which weights there are."""
+    """What products that become one have in common: the input, all but the rows, and the types of the weights."""
     shared = [(name, attribute.value) for name, attribute in sorted(product.attributes.items()) if name != "N"]
-    return (product.inputs[0], tuple(shared), tuple(value is not None for value in product.inputs[1:]))
+    stored = tuple(value is not None and _source(value).dtype for value in product.inputs[1:])
+    return (product.inputs[0], tuple(shared), stored)
 
 
 def _rows(product: ir.Node) -> int:
     return product.attributes["N"].as_int()
 
 
-def _stacked(graph: ir.Graph, values: Sequence[ir.Value | None], name: str) -> ir.Value | None:
-    """The stored tensors under each other, put together when the file is written."""
-    tensors = [value.const_value for value in values if value is not None]
+def _source(value: ir.Value) -> ir.Value:
+    """What is stored of a weight: it may be cast from a shorter type when the file is opened."""
+    producer = value.producer()
+    if producer is None or producer.op_type != "Cast" or producer.inputs[0] is None:
+        return value
+    return producer.inputs[0]
+
+
+def _stacked(graph: ir.Graph, attention: ir.Node, values: Sequence[ir.Value | None], name: str) -> ir.Value | None:
+    """The stored tensors under each other, put together when the file is written, and cast as they were."""
+    present = [value for value in values if value is not None]
+    casts = [value.producer() for value in present if _source(value) is not value]
+    if not casts or casts[0] is None:
+        return _concatenated(graph, present, name)
+    stored = _concatenated(graph, [_source(value) for value in present], f"{name}.stored")
+    type_ = ir.TensorType(ir.DataType(casts[0].attributes["to"].as_int()))
+    cast = ir.Value(name=name, shape=stored.shape if stored else None, type=type_)
+    attributes = list(casts[0].attributes.values())
+    graph.insert_before(attention, ir.Node("", "Cast", [stored], attributes, outputs=[cast], name=name))
+    return cast
+
+
+def _concatenated(graph: ir.Graph, values: Sequence[ir.Value], name: str) -> ir.Value | None:
+    tensors = [value.const_value for value in values]
     if not tensors:
         return None
     known = [tensor for tensor in tensors if tensor is not None]
