@@ -124,8 +124,9 @@ def parse_passes(text: str) -> tuple[PassSpec, ...]:
 def build_passes(
     specs: tuple[PassSpec, ...], known: Mapping[str, type[Pass]], pipelines: Mapping[str, str]
 ) -> list[Pass]:
-    """Instances of the named passes, and before each those that it requires; a pipeline name stands for the passes of its
-    text. Nothing has run by then.
+    """Instances of the named passes, and before each those that it requires. Nothing has run by then.
+
+    A pipeline name stands for the passes of its text.
     """
     built: list[Pass] = []
     for spec in specs:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -119,7 +120,7 @@ def _tolerance(graph: ir.Graph, kernels: Mapping[str, int]) -> float:
         count = kernels.get("MatMulNBits", 0)
     if not count:
         return ROUNDING_TOLERANCE
-    return ROUNDED_INPUT_TOLERANCE * max(1.0, count / ROUNDED_PRODUCTS) ** 0.5
+    return ROUNDED_INPUT_TOLERANCE * math.sqrt(max(1.0, count / ROUNDED_PRODUCTS))
 
 
 def _notes(target: Target, genai_obstacle: str | None) -> tuple[str, ...]:

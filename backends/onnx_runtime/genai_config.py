@@ -76,6 +76,7 @@ def genai_config(program: Program, graph: ir.Graph, entry: str) -> dict[str, Any
     record = generation_record(program)
     assert record is not None
     _, kv_heads, _, head_size = next(spec.shape for spec in program.inputs if spec.name == program.states[0].past)
+    assert isinstance(head_size, int), "buffers have room for tokens, not for heads of any size"
     heads = _query_heads(graph)
     decoder = {
         "session_options": {"log_id": "onnxruntime-genai", "provider_options": []},

@@ -55,7 +55,11 @@ def quantized_linear(
     accuracy_level: int,
 ) -> ir.Value:
     """x [..., in], weight uint8 [out, blocks, block_size * bits / 8]: weights only, in blocks."""
-    between_codes = is_weight(zero_points) and is_weight(scales) and value(zero_points).is_floating_point()
+    between_codes = (
+        zero_points is not None
+        and all(map(is_weight, (zero_points, scales)))
+        and value(zero_points).is_floating_point()
+    )
     product = w.emit(
         "MatMulNBits",
         w.value(x),
