@@ -71,7 +71,7 @@ def _settings(product: ir.Node) -> tuple[object, ...]:
 
 
 def _rows(product: ir.Node) -> int:
-    return product.attributes["N"].as_int()
+    return int(product.attributes["N"].as_int())
 
 
 def _source(value: ir.Value) -> ir.Value:
