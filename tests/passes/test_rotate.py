@@ -412,7 +412,7 @@ def test_real_architectures(model: str):
 @pytest.mark.slow
 def test_gemma2_is_refused_for_its_norms_behind_the_blocks():
     program, _ = rewritten(Canonicalize(), zoo.captured("gemma2"), tolerance=TOLERANCE)
-    _, result = rewritten(Rotate(), program)
+    _, result = rewritten(Rotate(heads=False), program)
     assert [refusal.reason for refusal in result.refusals] == [
         "the rms norm layers.1.post_feedforward_layernorm writes to it"
     ]
