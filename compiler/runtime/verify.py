@@ -111,24 +111,31 @@ def verify(folder: Path, threads: int | None = None) -> VerifyReport:
 def compare_outputs(
     found: dict[str, np.ndarray[Any, Any]], golden: Golden, manifest: Manifest
 ) -> tuple[OutputComparison, ...]:
-    """Each output against the golden ones: the payload's at build, or the Program's where the payload could not run."""
+    """Each output against the golden ones: the payload's at build, or the Program's where the payload could not run.
+
+    States that are held as integers are rounded numbers, and compared as numbers are.
+    """
     comparisons = []
+    states = {state.present for state in manifest.generation.states} if manifest.generation else set()
     for spec in manifest.outputs:
         array = found[spec.name]
-        tolerance = manifest.golden.tolerance if np.issubdtype(array.dtype, np.inexact) else 0.0
+        is_number = spec.name in states or np.issubdtype(array.dtype, np.inexact)
+        tolerance = manifest.golden.tolerance if is_number else 0.0
         reference = golden.reference.get(spec.name)
         expected = golden.outputs.get(spec.name, reference)
         if expected is None:
             raise CompilerError(
                 f"verifying {manifest.name}", f"there is no golden {spec.name}", "Compile the model again."
             )
-        reference_error = None if reference is None else output_error(array, reference)
-        comparisons.append(OutputComparison(spec.name, output_error(array, expected), tolerance, reference_error))
+        reference_error = None if reference is None else output_error(array, reference, is_number)
+        error = output_error(array, expected, is_number)
+        comparisons.append(OutputComparison(spec.name, error, tolerance, reference_error))
     return tuple(comparisons)
 
 
-def output_error(found: np.ndarray[Any, Any], expected: np.ndarray[Any, Any]) -> float:
-    """Largest difference over the largest finite expected magnitude; for integers and booleans the share that differs.
+def output_error(found: np.ndarray[Any, Any], expected: np.ndarray[Any, Any], is_number: bool = False) -> float:
+    """Largest difference over the largest finite expected magnitude; for integers and booleans the share that differs,
+    unless they are said to stand for numbers.
 
     Equal infinities and NaN at the same place do not count. Another shape or dtype is infinitely wrong.
     """
@@ -136,7 +143,7 @@ def output_error(found: np.ndarray[Any, Any], expected: np.ndarray[Any, Any]) ->
         return float("inf")
     if expected.size == 0:
         return 0.0
-    if not np.issubdtype(expected.dtype, np.inexact):
+    if not is_number and not np.issubdtype(expected.dtype, np.inexact):
         return float(np.mean(found != expected))
     left, right = found.astype(np.float64), expected.astype(np.float64)
     same = (left == right) | (np.isnan(left) & np.isnan(right))
