@@ -12,8 +12,8 @@ Refuses: a stream that something else than norms, linears and sums reads or writ
 Source:  Ashkboos et al. 2024 (QuaRot), arXiv:2404.00456, sections 3 and 4; Ashkboos et al. 2024 (SliceGPT),
          arXiv:2401.15024, section 3, for the invariance; Liu et al. 2024 (SpinQuant), arXiv:2405.16406, for the heads.
 
-Measure what it gives: on SmolLM2-135M, whose weights stand on a grid of 4 bits, round to nearest alone loses by it, also
-where its blocks are not those of that grid.
+Measure what it gives: on SmolLM2-135M, whose weights stand on a grid of 4 bits with zero points, round to nearest to
+4 bits loses by it, with zero points and without.
 """
 
 from __future__ import annotations
