@@ -66,7 +66,7 @@ class QuantizeCache(Graft):
                 "the model keeps no keys and values between calls",
                 f"Make it incremental first: --passes make-incremental,{self.name}.",
             )
-        reaches = cache_reaches(program, sites, context.data)
+        reaches = cache_reaches(program, [site for site in sites if site.bindings["is_float"]], context.data)
         names = {node: spec.name for node, spec in zip(program.placeholders(), program.inputs, strict=True)}
 
         def proposal(site: Site) -> Replacement | Refusal:

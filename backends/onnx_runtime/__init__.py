@@ -30,8 +30,8 @@ For the 36 products of six layers; such errors add like a random walk's steps, b
 SmolLM2-135M's 30 layers move logits by 0.036."""
 ROUNDED_PRODUCTS = 36
 FLIPPED_STATE_TOLERANCE = 0.03
-"""With keys and values held as int8, rounding alone moves some to the next code, by 1/127 of the largest, and by more in
-later layers, whose inputs that moves."""
+"""With keys and values held as int8, rounding alone moves some to the next code, by 1/127 of the largest, and those of
+later layers by more, whose inputs that moves."""
 FLOAT8 = ("float8_e4m3fn", "float8_e4m3fnuz", "float8_e5m2", "float8_e5m2fnuz", "float8_e8m0fnu")
 UNSERVED_TYPES = {
     "bfloat16": "convert the model to float32",

@@ -35,7 +35,7 @@ def cache_reaches(program: Program, sites: Sequence[Site], data: Dataset) -> dic
     """By the output of each site, over all calibration tokens that are no padding. Empty without calibration data."""
     gathered: dict[fx.Node, CacheReach] = {}
     by_output = {site.output: site for site in sites}
-    for batch in data.calibration:
+    for batch in data.calibration if sites else ():
         with torch.no_grad():
             _Recorder(program.graph_module, by_output, gathered, data, batch).run(*program.complete(batch))
     return gathered
