@@ -16,12 +16,12 @@ from torch import Tensor
 from compiler import options
 from compiler.errors import CompilerError
 from compiler.evidence.data import Dataset
+from compiler.evidence.fidelity import reference_outputs
 from compiler.grafting import apply_graft
 from compiler.passes.quantize_cache import QuantizeCache
-from compiler.pipeline import Pipeline
 from compiler.program import Program
 from compiler.quantization.cached_attention import cache_reaches
-from compiler.rewriting import PassResult
+from compiler.rewriting import PassResult, Replacement
 from compiler.sites import Site, find_sites
 
 LAYERS = ("layers.0.self_attn", "layers.1.self_attn")
@@ -125,21 +125,38 @@ def test_one_scale_for_all_channels(program: Program, data: Dataset):
             torch.testing.assert_close(after.weight(scale)[0], 1.5 * by_channel.weight(scales).max())
 
 
-class TestBudget:
-    def run(self, captured: Program, data: Dataset, max_drop: float, **settings: Any) -> tuple[Program, dict[str, str]]:
-        program = passed(captured, "make-incremental")
+def test_a_scale_for_all_softens_to_a_scale_a_channel(program: Program, data: Dataset):
+    site, context = cache_sites(program)[0], replace(context_of(program), data=data)
+    first = QuantizeCache(scales="tensor").propose(site, program, context)
+    assert isinstance(first, Replacement)
+    assert first.gentler is not None
+    gentler = first.gentler()
+    assert isinstance(gentler, Replacement)
+    assert [len(one.module.k_scale) for one in (first, gentler)] == [1, 32]
+    assert gentler.gentler is None
+    assert first.states == gentler.states == dict.fromkeys(
+        ("past_key_values.0.key", "past_key_values.0.value"), torch.int8
+    )  # fmt: skip
+
+
+def test_the_budget_gives_sites_back_with_their_floats(program: Program, data: Dataset):
+    def states_within(max_drop: float) -> tuple[dict[str, str], PassResult]:
         context = replace(context_of(program), data=data, max_drop=max_drop)
-        after, _, records = Pipeline([QuantizeCache(**settings)], context).run(program)
-        return after, {one.site: one.state for one in records[-1].result.outcomes}
+        reference = reference_outputs(program, data.scoring)
+        after, result = apply_graft(QuantizeCache(headroom=0.05), program, reference, context)
+        after.run(*after.complete(data.scoring[0]))
+        return state_types(after), result
 
-    def test_all_is_given_back(self, captured: Program, data: Dataset):
-        after, outcomes = self.run(captured, data, max_drop=0.0, headroom=0.05)
-        assert outcomes == dict.fromkeys(LAYERS, "returned")
-        assert set(state_types(after).values()) == {"float32"}
-
-    def test_one_scale_softens_to_a_scale_a_channel(self, captured: Program, data: Dataset):
-        whole, _ = self.run(captured, data, max_drop=1.0, scales="tensor")
-        assert len(whole.weights()["layers.0.self_attn.quantize_cache.k_scale"]) == 1
+    none, result = states_within(0.0)
+    assert set(none.values()) == {"float32"}
+    drops = {one.site: one.drop or 0.0 for one in result.outcomes}
+    kept = min(drops, key=lambda name: drops[name])
+    some, result = states_within(drops[kept] * 1.001)
+    assert {one.site: one.state for one in result.outcomes} == {
+        name: "grafted" if name == kept else "returned" for name in LAYERS
+    }
+    held = LAYERS.index(kept)
+    assert some == {name: "int8" if f".{held}." in name else "float32" for name in none}
 
 
 def test_a_second_run_changes_nothing(program: Program, data: Dataset):
