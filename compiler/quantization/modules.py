@@ -133,7 +133,7 @@ class SharedTableRows(nn.Module):
         """indices [...] to rows [..., width]."""
         table = self.weight.view(self.weight.shape[0], -1)
         rows: Tensor = quantized_embedding(indices, table, self.scales, self.zero_points, self.bits, self.block_size)
-        return rows.to(self.dtype)
+        return rows if rows.dtype == self.dtype else rows.to(self.dtype)
 
 
 class QuantizedConvolution(nn.Module):
