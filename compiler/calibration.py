@@ -5,7 +5,6 @@ Nothing larger than [features, features] a node is kept, whatever the amount of 
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -64,23 +63,6 @@ def activation_statistics(program: Program, nodes: Iterable[fx.Node], data: Data
         with torch.no_grad():
             _Recorder(program.graph_module, wanted, gathered, data, batch).run(*program.complete(batch))
     return {name: one.finished() for name, one in gathered.items() if one.row_count}
-
-
-_CACHE: weakref.WeakKeyDictionary[fx.GraphModule, tuple[Dataset, dict[str, ActivationStatistics]]]
-_CACHE = weakref.WeakKeyDictionary()
-
-
-def cached_statistics(
-    program: Program, node: fx.Node, nodes: Iterable[fx.Node], data: Dataset
-) -> ActivationStatistics | None:
-    """Those of `node`, gathered for all `nodes` at the first call for this graph and data. The graph must not have
-    been edited in between.
-    """
-    known = _CACHE.get(program.graph_module)
-    if known is None or known[0] is not data or node.name not in known[1]:
-        known = data, activation_statistics(program, {*nodes, node}, data)
-        _CACHE[program.graph_module] = known
-    return known[1].get(node.name)
 
 
 class Gathering:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from compiler.calibration import ActivationStatistics, activation_statistics, cached_statistics
+from compiler.calibration import ActivationStatistics, activation_statistics
 from compiler.evidence.data import Dataset
 from compiler.frontends.torch_export import capture
 from compiler.program import Program
@@ -72,15 +72,3 @@ def test_the_rounding_noise_is_what_rounding_adds() -> None:
 def test_without_data_there_are_none(program: Program) -> None:
     nodes = list(program.graph.nodes)
     assert activation_statistics(program, nodes, Dataset("none", (), ())) == {}
-    assert cached_statistics(program, nodes[0], nodes, Dataset("none", (), ())) is None
-
-
-def test_other_data_are_looked_at_again(program: Program) -> None:
-    (linear,) = program.graph.find_nodes(op="call_function", target=torch.ops.aten.linear.default)
-    node = linear.args[0]
-    first, second = (Dataset("given", (), batches(count), mask_index=1) for count in (1, 2))
-    once = cached_statistics(program, node, [node], first)
-    assert cached_statistics(program, node, [node], first) is once
-    other = cached_statistics(program, node, [node], second)
-    assert other is not None
-    assert other.row_count == 10
