@@ -29,9 +29,9 @@ ROUNDED_INPUT_TOLERANCE = 0.03
 For the 36 products of six layers; such errors add like a random walk's steps, by the root of how many there are:
 SmolLM2-135M's 30 layers move logits by 0.036."""
 ROUNDED_PRODUCTS = 36
-FLIPPED_STATE_TOLERANCE = 0.03
+FLIPPED_STATE_TOLERANCE = 0.05
 """With keys and values held as int8, rounding alone moves some to the next code, by 1/127 of the largest, and those of
-later layers by more, whose inputs that moves."""
+later layers by more, whose inputs that moves: SmolLM2-135M's by up to 3 codes, 0.023, and its logits by 0.011."""
 FLOAT8 = ("float8_e4m3fn", "float8_e4m3fnuz", "float8_e5m2", "float8_e5m2fnuz", "float8_e8m0fnu")
 UNSERVED_TYPES = {
     "bfloat16": "convert the model to float32",
