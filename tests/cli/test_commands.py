@@ -129,7 +129,7 @@ def test_listings(run_command: Command) -> None:
     assert passes["quantize"]["make"] == "graft"
     assert all(one["summary"] for one in passes.values())
     bits = next(o for o in run_command("passes", "quantize", "--json").document["options"] if o["name"] == "bits")
-    assert (bits["type"], bits["default"]) == ("8 | 4", 8)
+    assert (bits["type"], bits["default"]) == ("8 | 4 | 2 or text", 8)
     backends = {one["name"] for one in run_command("backends", "--json").document["backends"]}
     assert {"eager", "onnx_runtime"} <= backends
     targets = {one["name"]: one for one in run_command("targets", "--json").document["targets"]}
