@@ -68,6 +68,12 @@ def argument(node: fx.Node, name: str) -> Any:
     raise KeyError(f"{node.target} has no argument {name!r}")
 
 
+def all_arguments(node: fx.Node) -> dict[str, Any]:
+    """Every argument by the name that the operator's schema gives it, in its order, defaults filled in."""
+    declared = node.target._schema.arguments  # type: ignore[union-attr]
+    return {one.name: argument(node, one.name) for one in declared}
+
+
 def operands(node: fx.Node) -> tuple[Any, ...]:
     """The positional arguments, to be looked at without regard to their type."""
     return tuple(node.args)

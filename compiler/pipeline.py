@@ -75,7 +75,8 @@ class Pipeline:
             if self.hooks is not None:
                 self.hooks.before_pass(name=one.name, program=program, context=self.context)
             program, result = self._run_one(one, program, reference, [record.name for record in records])
-            if result.changed and (isinstance(one, Graft) or one is self.passes[-1]):
+            is_last = one is self.passes[-1]
+            if (result.changed and (isinstance(one, Graft) or is_last)) or (is_last and evidence.carried):
                 evidence = self.take_evidence(program, reference, started)
             elif result.changed:
                 evidence = self.carry_evidence(evidence, program, started)
@@ -113,6 +114,7 @@ class Pipeline:
             flops=flops(program),
             seconds=time.perf_counter() - started,
             peak_memory_bytes=peak_memory_bytes(),
+            carried=True,
         )
 
     def _run_one(self, one: Pass, program: Program, reference: Reference, ran: list[str]) -> tuple[Program, PassResult]:

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Annotated, ClassVar, Literal
 
 import torch
@@ -81,14 +82,12 @@ class QuantizeCache(Graft):
 
     def _replacement(self, site: Site, reach: CacheReach, pasts: Sequence[str]) -> Replacement:
         scales = [int8_scale(one, self.headroom, self.scales) for one in (reach.keys, reach.values)]
-        gentler = None
-        if self.scales == "tensor":
-            gentler = lambda: replace(self, scales="channel")._replacement(site, reach, pasts)  # noqa: E731
+        finer = partial(replace(self, scales="channel")._replacement, site, reach, pasts)
         return Replacement(
             Int8CachedAttention(site, *scales),
             f"int8 keys and values, a scale a {self.scales}",
             states=dict.fromkeys(pasts, torch.int8),
-            gentler=gentler,
+            gentler=finer if self.scales == "tensor" else None,
         )
 
 

@@ -45,7 +45,7 @@ class Evidence:
 
     `weight_bytes` counts each stored weight once, `flops` is the work of one example input set (multiply and add count
     as two), `seconds` the time that the pass took, `peak_memory_bytes` the process's peak so far. `probes` hold further
-    scores by name.
+    scores by name. `carried` says that fidelity and probes are those before a rewrite that was checked to be exact.
     """
 
     fidelity: Fidelity | None
@@ -54,6 +54,7 @@ class Evidence:
     seconds: float
     peak_memory_bytes: int
     probes: dict[str, float] = field(default_factory=dict)
+    carried: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for report.json, with `drop` spelled out."""

@@ -7,7 +7,7 @@ import operator
 from torch import fx
 
 from compiler.incremental.inputs import InputWriter
-from compiler.patterns import argument, insert_call
+from compiler.patterns import all_arguments, argument, insert_call
 from compiler.program import Program
 from compiler.sites import Refusal
 from compiler.states import BATCH, State
@@ -33,10 +33,7 @@ def carry_state(node: fx.Node, index: int, writer: InputWriter) -> tuple[State, 
     held = node.meta["val"][1]  # [batch, ...]
     state = State(f"past_state.{index}", f"present_state.{index}")
     past = writer.add(state.past, held.dtype, [BATCH, *(int(size) for size in held.shape[1:])])
-    names = [one.name for one in node.target._schema.arguments]  # type: ignore[union-attr]
-    position = names.index("past_state")
-    arguments = [argument(node, name) for name in names]
-    node.args = (*arguments[:position], past, *arguments[position + 1 :])
+    node.args = tuple((all_arguments(node) | {"past_state": past}).values())
     node.kwargs = {}
     following = node.next
     return state, insert_call(following, operator.getitem, node, 1)

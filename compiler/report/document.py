@@ -82,7 +82,7 @@ def report_document(result: CompileResult) -> dict[str, Any]:
         "recipe": result.recipe.text(),
         "seconds": result.seconds,
         "peak_memory_bytes": result.peak_memory_bytes,
-        "notes": [*result.program.notes, *result.lowered.notes],
+        "notes": [*result.program.notes, *result.lowered.notes, *_carried_note(result)],
     }
     plain: dict[str, Any] = _plain(document)
     return plain
@@ -112,6 +112,12 @@ def _latency_document(payload: PayloadEvidence) -> dict[str, Any]:
         "rounds": payload.rounds,
         "sides": [{"name": name, **vars(spread)} for name, spread in sides],
     }
+
+
+def _carried_note(result: CompileResult) -> tuple[str, ...]:
+    if not any(record.evidence.carried for record in result.records):
+        return ()
+    return ("rewrites before the last were checked to be exact: their scores are those before them, not taken anew",)
 
 
 def _pass_document(record: PassRecord) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from torch import fx
 
-from compiler.patterns import argument, value
+from compiler.patterns import all_arguments, value
 from compiler.sites.names import refusal, weighted_name
 from compiler.sites.site import Refusal, Site
 
@@ -23,8 +23,7 @@ def match_cache(node: fx.Node) -> Site | Refusal | None:
     """The cache site at `node`, a refusal, or None where `node` attends to no buffers."""
     if str(node.target) != CACHED_ATTENTION:
         return None
-    names = [one.name for one in node.target._schema.arguments]  # type: ignore[union-attr]
-    given = {name: argument(node, name) for name in names}
+    given = all_arguments(node)
     past_key, past_value = given["past_key"], given["past_value"]
     for buffer in (past_key, past_value):
         if buffer.op != "placeholder":
