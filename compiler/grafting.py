@@ -12,6 +12,7 @@ from torch import Tensor, fx, nn
 from compiler.evidence.fidelity import Reference, measure_fidelity, reference_outputs
 from compiler.mapped_weights import release_memory
 from compiler.rewriting import Graft, PassContext, PassResult, Replacement, SiteOutcome
+from compiler.selection.choose_sites import choose_sites
 from compiler.sites import Refusal, Site, find_sites
 from compiler.states import hold_state_as
 
@@ -69,9 +70,10 @@ def _propose_all(graft: Graft, program: Program, context: PassContext) -> tuple[
     refused: list[Refusal] = []
     found = find_sites(program, graft.site_kinds)
     refused += [one for one in found if isinstance(one, Refusal)]
-    sites = [one for one in found if isinstance(one, Site)]
-    proposals = graft.propose_all(sites, program, context)
-    for site in sites:
+    chosen = choose_sites(graft, [one for one in found if isinstance(one, Site)])
+    refused += chosen.left_out
+    proposals = graft.propose_all(chosen.sites, program, context)
+    for site in chosen.sites:
         context.progress(f"{graft.name}: {site.name}")
         proposal = next(proposals)
         if isinstance(proposal, Refusal):
