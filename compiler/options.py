@@ -37,12 +37,13 @@ def options_of(cls: type[Any]) -> list[Option]:
     return listed
 
 
-def build(cls: type[Any], values: Mapping[str, Any]) -> Any:
-    """An instance of pass class `cls` with options from text or TOML values.
+def build(cls: type[Any], values: Mapping[str, Any], *, doing: str = "", hint: str = "") -> Any:
+    """An instance of pass class `cls`, or of another dataclass of options, with options from text or TOML values.
 
-    Raises CompilerError for an option that does not exist or a value of the wrong type, with the nearest right one.
+    Raises CompilerError for an option that does not exist or a value of the wrong type, with the nearest right one;
+    `doing` and `hint` are its words where it is about no pass.
     """
-    doing = f"reading the options of pass {cls.name!r}"
+    doing = doing or f"reading the options of pass {cls.name!r}"
     hints = get_type_hints(cls, include_extras=True)
     known = [field.name for field in dataclasses.fields(cls)]
     converted: dict[str, Any] = {}
@@ -55,11 +56,12 @@ def build(cls: type[Any], values: Mapping[str, Any]) -> Any:
         f.name for f in dataclasses.fields(cls) if _default(f) is dataclasses.MISSING and f.name not in converted
     ]
     if required:
-        raise CompilerError(doing, f"option {required[0]!r} is needed", f"Write {cls.name}:{required[0]}=...")
+        hint = hint or f"Write {cls.name}:{required[0]}=..."
+        raise CompilerError(doing, f"option {required[0]!r} is needed", hint)
     try:
         return cls(**converted)
     except ValueError as error:  # a pass checks combinations in __post_init__
-        raise CompilerError(doing, str(error), f"See: compile passes {cls.name}") from error
+        raise CompilerError(doing, str(error), hint or f"See: compile passes {cls.name}") from error
 
 
 def _convert(doing: str, name: str, value: Any, hint: Any) -> Any:

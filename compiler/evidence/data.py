@@ -2,11 +2,13 @@
 
 Samples are split in two by turns: calibration samples are for passes to look at, scoring samples judge the result. A
 line of text is a sample, except for language models: these read windows of consecutive tokens (token_windows.py).
+Healing asks for samples to train on as well: what is left over, or else part of those that do not score.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,7 +21,7 @@ from torch import Tensor
 from compiler.errors import CompilerError
 from compiler.evidence.language import MASK, TOKENS, is_language_model
 from compiler.evidence.random_inputs import random_batches
-from compiler.evidence.token_windows import SHIPPED_PROSE, token_windows
+from compiler.evidence.token_windows import CALIBRATION_TURN, SHIPPED_PROSE, token_windows
 from compiler.runtime.manifest import DimensionRange
 from compiler.runtime.tensor_file import read_tensors
 
@@ -28,6 +30,9 @@ if TYPE_CHECKING:
 
 SHIPPED_SENTENCES = Path(__file__).parent / "sentences.txt"
 SAMPLE_LIMIT = 512
+TRAINING_SAMPLE_LIMIT = 16384
+LEAST_TRAINING_SAMPLES = 128
+"""Left-over samples that make a training part; with fewer, three of four calibration samples join them."""
 BATCH_SIZE = 16
 LONGEST_TEXT_TOKENS = 256
 
@@ -41,8 +46,9 @@ Batch = tuple[Tensor, ...]
 class Dataset:
     """Batches in the order of a Program's inputs.
 
-    `scoring` judges, `calibration` is what passes may look at; they share no sample. `shipped` says that the user gave
-    no data. `mask_index` is the position of the input that marks padding, where there is one. `unit` names a sample.
+    `scoring` judges, `calibration` is what passes may look at, `training` what healing learns from, where it was asked
+    for; they share no sample. `shipped` says that the user gave no data. `mask_index` is the position of the input that
+    marks padding, where there is one. `unit` names a sample.
     """
 
     name: str
@@ -51,6 +57,7 @@ class Dataset:
     shipped: bool = False
     mask_index: int | None = None
     unit: str = SAMPLE
+    training: tuple[Batch, ...] = ()
 
     @property
     def scoring_count(self) -> int:
@@ -80,13 +87,14 @@ def _sample_count(batch: Batch) -> int:
     return next((len(tensor) for tensor in batch if tensor.dim()), 1)
 
 
-def load_dataset(given: str | None, program: Program, seed: int = 0) -> Dataset:
+def load_dataset(given: str | None, program: Program, seed: int = 0, training_tokens: int = 0) -> Dataset:
     """The data at path `given`, or shipped data, as batches for `program`.
 
-    Raises CompilerError when the data cannot be read, is empty or does not fit the inputs.
+    With `training_tokens`, the number wanted, there is a part to train on. Raises CompilerError when the data cannot be
+    read, is empty or does not fit the inputs.
     """
     if given is None:
-        return _shipped(program, seed)
+        return _shipped(program, seed, training_tokens)
     path = Path(given)
     doing = f"reading data {given}"
     if not path.exists():
@@ -111,23 +119,37 @@ def load_dataset(given: str | None, program: Program, seed: int = 0) -> Dataset:
     if windows and documents:
         if len(documents) < len(samples):
             raise CompilerError(doing, "it holds text and arrays", "Give one or the other.")
-        return _window_dataset(doing, path.name, documents, program, shipped=False)
+        return _window_dataset(doing, path.name, documents, program, training_tokens, shipped=False)
     if len(samples) < 2:
         raise CompilerError(
             doing, f"it holds {len(samples)} samples", "At least two are needed: one to calibrate, one to score."
         )
-    return _split(path.name, samples[:SAMPLE_LIMIT], program, shipped=False)
+    spare = samples[SAMPLE_LIMIT : SAMPLE_LIMIT + TRAINING_SAMPLE_LIMIT] if training_tokens else None
+    return _split(path.name, samples[:SAMPLE_LIMIT], spare, program, shipped=False)
 
 
-def _shipped(program: Program, seed: int) -> Dataset:
+def _shipped(program: Program, seed: int, training_tokens: int) -> Dataset:
     if _reads_windows(program):
-        prose = [path.read_text(encoding="utf-8") for path in sorted(SHIPPED_PROSE.glob("*.txt"))]
-        return _window_dataset("reading data", "the prose shipped with Regraft", prose, program, shipped=True)
+        name = "the prose shipped with Regraft"
+        return _window_dataset("reading data", name, _shipped_prose(), program, training_tokens, shipped=True)
     if program.tokenizer is not None and any(spec.name == "input_ids" for spec in program.inputs):
         lines: list[str | Batch] = list(SHIPPED_SENTENCES.read_text(encoding="utf-8").splitlines())
-        return _split("128 sentences shipped with Regraft", lines, program, shipped=True)
+        spare = _prose_sentences() if training_tokens else None
+        return _split("128 sentences shipped with Regraft", lines, spare, program, shipped=True)
     batches = random_batches(program, seed)
-    return Dataset("random inputs", tuple(batches[::2]), tuple(batches[1::2]), True, _mask_index(program))
+    training = tuple(random_batches(program, seed + len(batches) + 1)) if training_tokens else ()
+    parts = tuple(batches[::2]), tuple(batches[1::2])
+    return Dataset("random inputs", *parts, True, _mask_index(program), training=training)
+
+
+def _shipped_prose() -> list[str]:
+    return [path.read_text(encoding="utf-8") for path in sorted(SHIPPED_PROSE.glob("*.txt"))]
+
+
+def _prose_sentences() -> list[str | Batch]:
+    """The sentences of the shipped prose: more to train on than to judge by."""
+    text = " ".join(" ".join(_shipped_prose()).split())
+    return [sentence for sentence in re.split(r"(?<=[.!?]) ", text) if sentence]
 
 
 def _reads_windows(program: Program) -> bool:
@@ -136,21 +158,34 @@ def _reads_windows(program: Program) -> bool:
     return program.tokenizer is not None and is_language_model(program) and names <= {TOKENS, MASK}
 
 
-def _window_dataset(doing: str, name: str, documents: Sequence[str], program: Program, *, shipped: bool) -> Dataset:
-    found = token_windows(doing, documents, program, _token_range(program))
+def _window_dataset(
+    doing: str, name: str, documents: Sequence[str], program: Program, training_tokens: int, *, shipped: bool
+) -> Dataset:
+    found = token_windows(doing, documents, program, _token_range(program), training_tokens)
     dtypes = {spec.name: getattr(torch, spec.dtype) for spec in program.inputs}
 
     def batch(tokens: Tensor) -> Batch:
         given = {TOKENS: tokens, MASK: torch.ones_like(tokens)}
         return tuple(given[name].to(dtype) for name, dtype in dtypes.items())
 
-    scoring, calibration = (tuple(map(batch, half)) for half in (found.scoring, found.calibration))
-    return Dataset(f"{name}, {found.length} tokens each", scoring, calibration, shipped, _mask_index(program), WINDOW)
+    parts = (found.scoring, found.calibration, found.training)
+    scoring, calibration, training = (tuple(map(batch, part)) for part in parts)
+    told, mask = f"{name}, {found.length} tokens each", _mask_index(program)
+    return Dataset(told, scoring, calibration, shipped, mask, WINDOW, training)
 
 
-def _split(name: str, samples: Sequence[str | Batch], program: Program, *, shipped: bool) -> Dataset:
+def _split(
+    name: str, samples: Sequence[str | Batch], spare: Sequence[str | Batch] | None, program: Program, *, shipped: bool
+) -> Dataset:
+    """Samples by turns; `spare` ones are to train on (None: nothing is)."""
+    calibration, training = list(samples[::2]), list(spare or ())
+    if spare is not None and len(training) < LEAST_TRAINING_SAMPLES and len(calibration) > 1:
+        training += [one for i, one in enumerate(calibration) if i % CALIBRATION_TURN]
+        calibration = calibration[::CALIBRATION_TURN]
+    parts = (_batches(part, program) for part in (samples[1::2], calibration, training))
+    scoring_batches, calibration_batches, training_batches = parts
     mask = _mask_index(program)
-    return Dataset(name, _batches(samples[1::2], program), _batches(samples[::2], program), shipped, mask)
+    return Dataset(name, scoring_batches, calibration_batches, shipped, mask, training=training_batches)
 
 
 def _batches(samples: Sequence[str | Batch], program: Program) -> tuple[Batch, ...]:

@@ -2,7 +2,8 @@
 
 A language model is judged on what it says inside a text, so lines are no samples: a window is. Documents are shared out
 by turns, so that no document is in both halves; a single one is cut in the middle. From a large collection a passage of
-each of many documents is taken, not the whole of the first few.
+each of many documents is taken, not the whole of the first few. Where a model is also trained, three of four documents
+that do not score are trained on, in longer windows, and the fourth is left to calibrate with.
 """
 
 from __future__ import annotations
@@ -25,6 +26,10 @@ SHIPPED_PROSE = Path(__file__).parent / "prose"
 """Sixteen short documents, written for this purpose: 40 kB, about 9,000 tokens."""
 
 WINDOW_TOKENS = 256
+TRAINING_WINDOW_TOKENS = 512
+"""Long enough to need what has left an attention window."""
+CALIBRATION_TURN = 4
+"""Of documents that do not score, every one of so many calibrates where the others are trained on."""
 TYPICAL_WEIGHTS = 135e6
 SCORING_WINDOWS = (2, 8)
 CALIBRATION_WINDOWS = (8, 32)
@@ -34,38 +39,58 @@ Item = TypeVar("Item")
 Encode = Callable[[str], list[int]]
 
 LEAST_TOKENS = 2
+SHORT_DOCUMENT_TOKENS = 32
 CHARACTERS_A_TOKEN = 8
 """More than any text has: enough is read, and not a library."""
 
 
 @dataclass(frozen=True)
 class TokenWindows:
-    """Token ids of both halves, a window [1, length] each; a text shorter than that is one shorter window."""
+    """Token ids of both halves, a window [1, length] each; a text shorter than that is one shorter window. Windows to
+    train on are [1, training length].
+    """
 
     scoring: tuple[Tensor, ...]
     calibration: tuple[Tensor, ...]
     length: int
+    training: tuple[Tensor, ...] = ()
 
 
-def token_windows(doing: str, documents: Sequence[str], program: Program, allowed: DimensionRange) -> TokenWindows:
+def token_windows(
+    doing: str, documents: Sequence[str], program: Program, allowed: DimensionRange, training_tokens: int = 0
+) -> TokenWindows:
     """Windows of `documents` for the language model `program`, which takes `allowed` tokens, read by its tokenizer.
 
-    Raises CompilerError when the documents are too short for a window in either half.
+    With about `training_tokens` to train on, as far as the text goes. Raises CompilerError when the documents are too
+    short for a window in any part.
     """
     from compiler.tokenizer_folder import open_tokenizer
 
     assert program.tokenizer is not None
     limit = open_tokenizer(program.tokenizer, allowed)[1].maximum_tokens
     prefix, encode = text_tokenizer(program)
-    length = allowed.nearest(min(WINDOW_TOKENS, limit or WINDOW_TOKENS))
+    length, training_length = (
+        allowed.nearest(min(wanted, limit or wanted)) for wanted in (WINDOW_TOKENS, TRAINING_WINDOW_TOKENS)
+    )
     weights = sum(weight.numel() for weight in program.weights().values())
     calibration, scoring = _halves(documents)
+    training: Sequence[str] = ()
+    if training_tokens:
+        calibration, training = _for_training(calibration)
     found = TokenWindows(
         scoring=_windows(scoring, prefix, encode, length, _count(SCORING_WINDOWS, weights)),
         calibration=_windows(calibration, prefix, encode, length, _count(CALIBRATION_WINDOWS, weights)),
         length=length,
+        training=_windows(
+            _evenly(training, training_tokens // SHORT_DOCUMENT_TOKENS + 1),
+            prefix,
+            encode,
+            training_length,
+            -(-training_tokens // training_length),
+            every_document=True,
+        ),
     )
-    if not found.scoring or not found.calibration:
+    if not found.scoring or not found.calibration or (training_tokens and not found.training):
         hint = "Give at least two documents of a few sentences, or one of several paragraphs."
         raise CompilerError(doing, "it holds too little text for a language model", hint)
     return found
@@ -98,21 +123,44 @@ def _halves(documents: Sequence[str]) -> tuple[Sequence[str], Sequence[str]]:
     if len(written) != 1:
         return written[::2], written[1::2]
     (whole,) = written
-    middle = len(whole) // 2
+    first, second = _cut(whole, len(whole) // 2)
+    return [first], [second]
+
+
+def _for_training(documents: Sequence[str]) -> tuple[Sequence[str], Sequence[str]]:
+    """Documents to calibrate and to train with, of those that do not score."""
+    if len(documents) != 1:
+        return documents[::CALIBRATION_TURN], [one for i, one in enumerate(documents) if i % CALIBRATION_TURN]
+    (whole,) = documents
+    first, second = _cut(whole, len(whole) // CALIBRATION_TURN)
+    return [first], [second]
+
+
+def _cut(whole: str, middle: int) -> tuple[str, str]:
+    """A text in two, before character `middle`: between paragraphs, lines or words."""
     border = max(whole.rfind("\n\n", 0, middle), whole.rfind("\n", 0, middle) if "\n\n" not in whole else -1)
     border = border if border > middle // 2 else whole.rfind(" ", 0, middle)
-    return [whole[:border]], [whole[border:].strip()]
+    return whole[:border], whole[border:].strip()
 
 
 def _windows(
-    documents: Sequence[str], prefix: list[int], encode: Encode, length: int, limit: int
+    documents: Sequence[str],
+    prefix: list[int],
+    encode: Encode,
+    length: int,
+    limit: int,
+    *,
+    every_document: bool = False,
 ) -> tuple[Tensor, ...]:
-    """At most `limit` windows [1, length], evenly from all documents; one shorter one where they fill none."""
+    """At most `limit` windows [1, length], evenly from all documents, or from `limit` of them; one shorter one where
+    they fill none.
+    """
     if not documents:
         return ()
     fresh = length - len(prefix)
     share = max(fresh, -(-fresh * limit // len(documents))) * CHARACTERS_A_TOKEN
-    passages = [_passage(document, share) for document in _evenly(documents, limit)]
+    read = documents if every_document else _evenly(documents, limit)
+    passages = [_passage(document, share) for document in read]
     ids = encode("\n\n".join(passages))
     starts = list(range(0, len(ids) - fresh + 1, fresh)) or [0]
     windows = [torch.tensor([prefix + ids[start : start + fresh]]) for start in _evenly(starts, limit)]

@@ -107,3 +107,27 @@ def test_missing_data_is_answered(program: Program, tmp_path: Path) -> None:
         load_dataset(str(tmp_path / "none.npz"), program)
     with pytest.raises(CompilerError, match=r"the folder holds no \.txt"):
         load_dataset(str(tmp_path), program)
+
+
+def test_lines_to_train_on_are_in_no_other_part(program: Program, tmp_path: Path) -> None:
+    path = tmp_path / "data.npz"
+    np.savez(path, ids=np.zeros((16, 3), np.int64), x=np.arange(16)[:, None] + np.zeros((16, 3)))
+    data = load_dataset(str(path), program, training_tokens=1)
+    parts = [{int(batch[1][0, 0]) for batch in part} for part in (data.scoring, data.calibration, data.training)]
+    assert parts == [set(range(1, 16, 2)), {0, 8}, {2, 4, 6, 10, 12, 14}]
+    assert not load_dataset(str(path), program).training
+
+
+def test_what_is_left_over_is_trained_on(program: Program, tmp_path: Path) -> None:
+    path = tmp_path / "data.npz"
+    np.savez(path, ids=np.zeros((700, 3), np.int64), x=np.arange(700)[:, None] + np.zeros((700, 3)))
+    data = load_dataset(str(path), program, training_tokens=1)
+    assert (data.scoring_count, data.calibration_count) == (256, 256)
+    assert [int(batch[1][0, 0]) for batch in data.training] == list(range(512, 700))
+
+
+def test_random_inputs_to_train_on_are_others(program: Program) -> None:
+    data = load_dataset(None, program, training_tokens=1)
+    seen = {float(batch[1].flatten()[0]) for batch in (*data.scoring, *data.calibration)}
+    assert data.training
+    assert not seen & {float(batch[1].flatten()[0]) for batch in data.training}

@@ -11,7 +11,7 @@ from tiny_language_models import BEGIN, VOCABULARY, Bigram, captured_language_mo
 
 from compiler.errors import CompilerError
 from compiler.evidence.data import load_dataset
-from compiler.evidence.token_windows import SHIPPED_PROSE, token_windows
+from compiler.evidence.token_windows import SHIPPED_PROSE, TokenWindows, token_windows
 from compiler.program import Program
 from compiler.runtime.manifest import DimensionRange
 
@@ -108,3 +108,35 @@ def test_shipped_prose_is_enough_for_both_halves() -> None:
     halves = [sum(len(path.read_text(encoding="utf-8").split()) for path in documents[side::2]) for side in (0, 1)]
     assert min(halves) > 3_000
     assert sum(path.stat().st_size for path in documents) < 60_000
+
+
+def test_documents_to_train_on_are_in_no_other_part(counting: Program) -> None:
+    documents = [words(10 * index, 8) for index in range(8)]
+    found = token_windows("reading", documents, counting, DimensionRange(1, 4), training_tokens=100)
+    parts = [{int(token) // 10 for window in part for token in window[0]} for part in found_parts(found)]
+    assert parts == [{1, 3, 5, 7}, {0}, {2, 4, 6}]
+    assert not token_windows("reading", documents, counting, DimensionRange(1, 4)).training
+
+
+def test_as_many_tokens_to_train_on_as_are_wanted(counting: Program) -> None:
+    documents = [f"{words(index, 1)} " * 500 for index in range(40)]
+    found = token_windows("reading", documents, counting, ANY_LENGTH, training_tokens=3000)
+    assert {window.shape[1] for window in found.training} == {512}
+    assert len(found.training) == 6
+    assert len({int(token) for window in found.training for token in window[0]}) > 5
+
+
+def test_one_document_is_cut_in_three_to_train(counting: Program) -> None:
+    found = token_windows("reading", [words(0, 80)], counting, DimensionRange(1, 4), training_tokens=100)
+    told = [[int(token) for window in part for token in window[0]] for part in found_parts(found)]
+    assert max(told[1]) < min(told[2]) < max(told[2]) < min(told[0])
+    assert len(told[2]) > 2 * len(told[1])
+
+
+def test_too_little_text_to_train_on_is_answered(counting: Program) -> None:
+    with pytest.raises(CompilerError, match="too little text"):
+        token_windows("reading", [words(0, 8), words(20, 8)], counting, ANY_LENGTH, training_tokens=100)
+
+
+def found_parts(found: TokenWindows) -> tuple[tuple[torch.Tensor, ...], ...]:
+    return found.scoring, found.calibration, found.training
