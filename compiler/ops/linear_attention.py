@@ -83,11 +83,7 @@ def linear_attention_in_chunks(
     update_rule: str,
     scale: float,
 ) -> tuple[Tensor, Tensor]:
-    """The same numbers by matrix products over chunks of tokens; with a decay for each channel, token by token."""
-    if decay is not None and decay.shape[-1] != kv_num_heads:
-        return linear_attention_reference(
-            query, key, value, past_state, decay, beta, q_num_heads, kv_num_heads, update_rule, scale
-        )
+    """The same numbers by matrix products over chunks of tokens."""
     q, k, v, state, g, b = _by_heads(query, key, value, past_state, decay, beta, q_num_heads, kv_num_heads)
     output, state = recurrence_by_chunks(q, k, v, state, g, b)
     return _packed(output, state, query, past_state, scale)

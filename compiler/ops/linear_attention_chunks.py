@@ -1,13 +1,17 @@
-"""The recurrence of regraft::linear_attention by matrix products over chunks of tokens, with one decay a head.
+"""The recurrence of regraft::linear_attention by matrix products over chunks of tokens.
 
-Within a chunk that starts from state S, with the summed logarithms of decay G_i and what is written u_i:
+Within a chunk that starts from state S, with the summed logarithms of decay G_i (one number, or one a channel) and what
+is written u_i:
 
-    u_i = beta_i (v_i - exp(G_i) S^T k_i - sum over j < i of exp(G_i - G_j) (k_i . k_j) u_j)     (without beta: v_i)
-    o_i = exp(G_i) S^T q_i + sum over j <= i of exp(G_i - G_j) (q_i . k_j) u_j
-    S'  = exp(G_last) S + sum over j of exp(G_last - G_j) k_j u_j^T
+    u_i = beta_i (v_i - S^T (exp(G_i) k_i) - sum over j < i of (k_i . (exp(G_i - G_j) k_j)) u_j)     (without beta: v_i)
+    o_i = S^T (exp(G_i) q_i) + sum over j <= i of (q_i . (exp(G_i - G_j) k_j)) u_j
+    S'  = exp(G_last) S + sum over j of (exp(G_last - G_j) k_j) u_j^T
 
-The first line is a triangular system. No exponent above that of the decay itself is ever taken.
-Source: Yang et al. 2024, arXiv:2412.06464, section 3.3.
+The first line is a triangular system, solved for all chunks at once as u = U - W S, so that only the last line goes
+from chunk to chunk. No exponent above that of the decay itself is ever taken: with a decay for each channel, products
+hold the differences of every two tokens, hence shorter chunks.
+Source: Yang et al. 2024, arXiv:2412.06464, section 3.3; Kimi Team 2025, arXiv:2510.26692, section 3.1 (a decay for each
+channel).
 """
 
 from __future__ import annotations
@@ -16,6 +20,8 @@ import torch
 from torch import Tensor
 
 CHUNK = 64
+CHANNELS_CHUNK = 16
+"""With a decay for each channel, where memory grows with tokens x this x d_k."""
 FORGOTTEN = -1e3
 """The exponential of this decay is 0 in every dtype. Limited by it, differences of sums stay exact."""
 
@@ -25,36 +31,54 @@ def recurrence_by_chunks(
 ) -> tuple[Tensor, Tensor]:
     """q [batch, q_heads, tokens, d_k], k and v [batch, kv_heads, tokens, ...], state [batch, kv_heads, d_k, d_v].
 
-    decay and beta are [batch, kv_heads or 1, tokens, 1]. Returns the unscaled output and the last state.
+    decay and beta are [batch, kv_heads or 1, tokens, 1], or decay [batch, kv_heads, tokens, d_k]. Returns the unscaled
+    output and the last state.
     """
-    repeats = q.shape[1] // k.shape[1]
-    q = torch.unflatten(q, 1, (-1, repeats))  # [batch, kv_heads, repeats, tokens, d_k]
-    outputs = []
-    for start in range(0, q.shape[3], CHUNK):
-        part = slice(start, start + CHUNK)
-        g = None if decay is None else decay[:, :, part]
-        b = None if beta is None else beta[:, :, part]
-        output, state = _chunk(q[..., part, :], k[:, :, part], v[:, :, part], state, g, b)
-        outputs.append(output)
-    whole = torch.cat(outputs, dim=3) if outputs else q.new_zeros(*q.shape[:4], v.shape[-1])
-    return whole.flatten(1, 2), state
-
-
-def _chunk(
-    q: Tensor, k: Tensor, v: Tensor, state: Tensor, decay: Tensor | None, beta: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    tokens = k.shape[2]
-    logarithms = k.new_zeros(1, 1, tokens, 1) if decay is None else decay
-    summed = logarithms.double().clamp(min=FORGOTTEN).cumsum(2)  # [batch, heads, tokens, 1]
-    later = torch.ones(tokens, tokens, dtype=torch.bool, device=k.device).triu(1)
-    last = summed[:, :, -1:]
-    kept, left = summed.exp().to(k.dtype), (last - summed).exp().to(k.dtype)
-    between = (summed - summed.transpose(2, 3)).masked_fill(later, -torch.inf).exp().to(k.dtype)
-    written = v
+    tokens = q.shape[2]
+    if tokens == 0:
+        return q.new_zeros(*q.shape[:3], v.shape[-1]), state
+    by_channel = decay is not None and decay.shape[-1] > 1
+    chunk = min(tokens, CHANNELS_CHUNK if by_channel else CHUNK)
+    decay = k.new_zeros(1, 1, tokens, 1) if decay is None else decay
+    q, k, v, decay = (_chunks(one, chunk) for one in (q, k, v, decay))  # [batch, heads, chunks, chunk, ...]
+    q = torch.unflatten(q, 1, (k.shape[1], -1))  # [batch, kv_heads, repeats, chunks, chunk, d_k]
+    summed = decay.double().clamp(min=FORGOTTEN).cumsum(3)
+    kept, left = summed.exp().to(k.dtype), (summed[:, :, :, -1:] - summed).exp().to(k.dtype)
+    later = torch.ones(chunk, chunk, dtype=torch.bool, device=k.device).triu(1)
+    between = (summed.unsqueeze(4) - summed.unsqueeze(3)).masked_fill(later[..., None], -torch.inf).exp().to(k.dtype)
+    rows = q if beta is None else torch.cat([q, k.unsqueeze(2)], 2)
+    scores = _products(rows, k, between)  # [batch, kv_heads, repeats (and k itself), chunks, chunk, chunk]
+    written, reading = v, None
     if beta is not None:
-        system = (beta * between * (k @ k.transpose(2, 3))).tril(-1)  # [batch, heads, tokens, tokens]
-        given = beta * (v - kept * (k @ state))
-        written = torch.linalg.solve_triangular(system, given, upper=False, unitriangular=True)
-    scores = between.unsqueeze(2) * (q @ k.transpose(2, 3).unsqueeze(2))  # [batch, heads, repeats, tokens, tokens]
-    output = kept.unsqueeze(2) * (q @ state.unsqueeze(2)) + scores @ written.unsqueeze(2)
-    return output, kept[:, :, -1:] * state + (left * k).transpose(2, 3) @ written
+        beta = _chunks(beta, chunk)
+        system = (beta * scores[:, :, -1]).tril(-1)
+        given = beta * torch.cat([v, kept * k], -1)
+        solved = torch.linalg.solve_triangular(system, given, upper=False, unitriangular=True)
+        written, reading = solved.split([v.shape[-1], k.shape[-1]], -1)
+    starts, writes = [], []
+    last, added = kept[:, :, :, -1:].transpose(3, 4), (left * k).transpose(3, 4)
+    for index in range(k.shape[2]):
+        starts.append(state)
+        write = written[:, :, index] if reading is None else written[:, :, index] - reading[:, :, index] @ state
+        writes.append(write)
+        state = last[:, :, index] * state + added[:, :, index] @ write
+    before, written = (torch.stack(one, 2).unsqueeze(2) for one in (starts, writes))
+    output = (kept.unsqueeze(2) * q) @ before + scores[:, :, : q.shape[2]] @ written
+    return output.flatten(1, 2).flatten(2, 3)[:, :, :tokens], state
+
+
+def _chunks(x: Tensor, chunk: int) -> Tensor:
+    """[batch, heads, tokens, n] as [batch, heads, chunks, chunk, n]; zeros at the end, which leave the state alone."""
+    filled = torch.nn.functional.pad(x, (0, 0, 0, -x.shape[2] % chunk))
+    return torch.unflatten(filled, 2, (-1, chunk))
+
+
+def _products(rows: Tensor, keys: Tensor, between: Tensor) -> Tensor:
+    """row_i . (between_ij key_j) [batch, heads, repeats, chunks, chunk, chunk].
+
+    rows [batch, heads, repeats, chunks, chunk, d_k], keys without repeats; between [..., chunk, chunk, 1 or d_k].
+    """
+    if between.shape[-1] == 1:
+        return between.squeeze(-1).unsqueeze(2) * (rows @ keys.unsqueeze(2).transpose(-1, -2))
+    weighted = between * keys.unsqueeze(3)  # [batch, heads, chunks, chunk, chunk, d_k]
+    return (weighted @ rows.permute(0, 1, 3, 4, 5, 2)).movedim(-1, 2)

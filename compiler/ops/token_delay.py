@@ -56,7 +56,7 @@ def _save_sizes(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]
 def _backward(ctx: Any, output: Tensor, present: Tensor) -> tuple[Tensor | None, ...]:
     """The joined gradients stand where past and x stood."""
     line = torch.cat([output, present], 1)
-    past, x = line.split([present.shape[1], ctx.count], 1)
+    past, x = torch.split(line, [present.shape[1], ctx.count], 1)
     return x, past if ctx.has_past else None, None
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from compiler.ops.linear_attention import DELTA, GATED, UPDATE_RULES, linear_attention, linear_attention_reference
-from compiler.ops.linear_attention_chunks import CHUNK
+from compiler.ops.linear_attention_chunks import CHANNELS_CHUNK, CHUNK
 from tests.ops.one_node_model import run_nodes
 
 Q_HEADS, KV_HEADS, D_K, D_V = 4, 2, 3, 5
@@ -80,16 +80,54 @@ def test_against_loops(rule: str, per_channel: bool, shared: bool) -> None:
         torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("rule", UPDATE_RULES)
-@pytest.mark.parametrize("tokens", [0, 1, CHUNK, 2 * CHUNK + 7])
-def test_chunks_of_any_length_give_what_single_tokens_give(rule: str, tokens: int) -> None:
-    given = inputs(rule, tokens=tokens)
+@pytest.mark.parametrize(("rule", "per_channel", "shared"), FORMS)
+@pytest.mark.parametrize("tokens", [0, 1, CHANNELS_CHUNK, CHUNK, 2 * CHUNK + 7])
+def test_chunks_of_any_length_give_what_single_tokens_give(
+    rule: str, per_channel: bool, shared: bool, tokens: int
+) -> None:
+    given = inputs(rule, per_channel, shared, tokens)
     expected = linear_attention_reference(*given, Q_HEADS, KV_HEADS, rule, 0.0)
     torch.testing.assert_close(linear_attention(*given, Q_HEADS, KV_HEADS, rule, 0.0), expected, rtol=1e-10, atol=1e-10)
 
 
-def test_a_state_that_is_forgotten_leaves_no_trace() -> None:
-    query, key, value, past, decay, beta = inputs("gated_delta", tokens=6, dtype=torch.float32)
+@pytest.mark.parametrize("per_channel", [False, True])
+def test_rates_above_one_turn_the_state_around(per_channel: bool) -> None:
+    *given, beta = inputs("gated_delta", per_channel, tokens=2 * CHUNK + 7)
+    assert beta is not None
+    given.append(2 * beta)  # I - beta k k^T has eigenvalues from -1 to 1
+    expected = by_loops(given, "gated_delta", 1.0)
+    for function in (linear_attention_reference, linear_attention):
+        found = function(*given, Q_HEADS, KV_HEADS, "gated_delta", 1.0)
+        torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
+
+
+def test_several_householder_steps_a_token() -> None:
+    """DeltaProduct, arXiv:2502.10297, eq. 6: S_t = (product of I - beta_i k_i k_i^T) e^g S + what each writes."""
+    steps, tokens = 3, 5
+    query, key, value, past, _, beta = inputs("delta", tokens=steps * tokens)
+    assert past is not None
+    assert beta is not None
+    first = torch.arange(steps * tokens) % steps == 0
+    decay = torch.where(first[:, None], torch.tensor(-0.3, dtype=torch.float64), 0.0).expand(2, -1, KV_HEADS)
+    given = (query, key, value, past, decay, 2 * beta, Q_HEADS, KV_HEADS, "gated_delta", 1.0)
+    found, state = linear_attention(*given)
+    expected = past.clone()
+    for t in range(tokens):
+        expected = math.exp(-0.3) * expected
+        for place in range(t * steps, (t + 1) * steps):
+            k = key[:, place].view(2, KV_HEADS, D_K, 1)
+            rate = 2 * beta[:, place].view(2, KV_HEADS, 1, 1)
+            turned = torch.eye(D_K, dtype=torch.float64) - rate * k @ k.transpose(2, 3)
+            expected = turned @ expected + rate * k @ value[:, place].view(2, KV_HEADS, 1, D_V)
+        q = query[:, t * steps + steps - 1].view(2, KV_HEADS, -1, D_K)
+        read = (q @ expected).flatten(1)
+        torch.testing.assert_close(found[:, t * steps + steps - 1], read, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(state, expected, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("per_channel", [False, True])
+def test_a_state_that_is_forgotten_leaves_no_trace(per_channel: bool) -> None:
+    query, key, value, past, decay, beta = inputs("gated_delta", per_channel, tokens=6, dtype=torch.float32)
     assert decay is not None
     decay[:, 2] = -torch.inf
     given = (query, key, value, past, decay, beta)
