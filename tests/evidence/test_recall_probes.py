@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -12,10 +13,11 @@ from tiny_language_models import VOCABULARY, Bigram, LooksBack, captured_languag
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from compiler.evidence.data import load_dataset
-from compiler.evidence.probes.associative_recall import PAIR_COUNT, AssociativeRecall
-from compiler.evidence.probes.copying import SPAN, Copying
+from compiler.evidence.probes.associative_recall import AssociativeRecall, pair_count
+from compiler.evidence.probes.copying import Copying
+from compiler.evidence.probes.joint_recall import CONTEXT_COUNT, JointRecall
 from compiler.evidence.probes.needle import CITIES, Needle
-from compiler.evidence.probes.recall import RecallProbe
+from compiler.evidence.probes.recall import REACH, Recall, RecallProbe, recall_score
 from compiler.pipeline import Pipeline
 from compiler.program import Program
 from compiler.recipe import build_passes, parse_passes
@@ -23,7 +25,7 @@ from compiler.registry import Registry
 from compiler.rewriting import PassContext
 from compiler.target import Target
 
-PROBES: tuple[type[RecallProbe], ...] = (AssociativeRecall, Copying, Needle)
+PROBES: tuple[type[RecallProbe], ...] = (AssociativeRecall, Copying, JointRecall, Needle)
 
 
 @pytest.fixture(scope="module")
@@ -48,39 +50,122 @@ def test_they_are_registered() -> None:
     assert {probe.name: probe for probe in PROBES} == {name: registered[name] for name in (p.name for p in PROBES)}
 
 
+@pytest.fixture(scope="module")
+def looks_back_two() -> Program:
+    return captured_language_model(LooksBack(VOCABULARY, depth=2))
+
+
 @pytest.mark.parametrize("probe", [AssociativeRecall, Copying], ids=lambda probe: probe.name)
 def test_a_model_that_looks_back_recalls_all(probe: type[RecallProbe], looks_back: Program) -> None:
     assert probe().applies(looks_back)
     assert probe().score(looks_back, seed=0) == 1.0
 
 
-@pytest.mark.parametrize("probe", [AssociativeRecall, Copying], ids=lambda probe: probe.name)
+def test_joint_recall_takes_a_model_that_looks_for_context_and_key(
+    looks_back: Program, looks_back_two: Program
+) -> None:
+    assert JointRecall().score(looks_back_two, seed=0) == 1.0
+    assert JointRecall().score(looks_back, seed=0) < 0.7
+
+
+@pytest.mark.parametrize("probe", [AssociativeRecall, Copying, JointRecall], ids=lambda probe: probe.name)
 def test_a_model_that_cannot_is_near_chance(probe: type[RecallProbe], bigram: Program) -> None:
     assert probe().score(bigram, seed=0) < 0.1
-    assert probe().score(bigram, seed=0) == probe().score(bigram, seed=0)
+    assert probe().measure(bigram, seed=0) == probe().measure(bigram, seed=0)
+    assert probe().measure(bigram, seed=0).nats > 2
 
 
-def test_copies_are_two_of_one_span(bigram: Program) -> None:
-    for recall in Copying().recalls(bigram, torch.Generator().manual_seed(0)):
+def test_nats_are_those_of_the_answers_tokens() -> None:
+    """Against a loop over the definition: the mean of -log p of each token of an answer, given what is before it."""
+    generator = torch.Generator().manual_seed(0)
+    recalls = [
+        Recall(torch.tensor([3, 1, 4, 1, 5]), [slice(2, 4)]),
+        Recall(torch.tensor([2, 0, 2]), [slice(1, 2), slice(2, 3)]),
+    ]
+    logits = [torch.randn(len(recall.tokens), 6, generator=generator) for recall in recalls]
+    lost = []
+    for recall, found in zip(recalls, logits, strict=True):
+        for answer in recall.answers:
+            for place in range(answer.start, answer.stop):
+                weights = [math.exp(logit) for logit in found[place - 1].tolist()]
+                lost.append(-math.log(weights[int(recall.tokens[place])] / sum(weights)))
+    assert recall_score(recalls, iter(logits)).nats == pytest.approx(sum(lost) / len(lost), rel=1e-6)
+
+
+def test_copies_are_two_of_one_span(with_many_words: Program) -> None:
+    for recall in Copying().drawn(with_many_words, 0):
         first, second = recall.tokens.chunk(2)
         assert torch.equal(first, second)
-        assert len(set(first.tolist())) == len(first) == SPAN
-        assert [answer.start for answer in recall.answers] == list(range(SPAN + 1, 2 * SPAN))
+        assert len(set(first.tolist())) == len(first) == REACH
+        assert [answer.start for answer in recall.answers] == list(range(REACH + 1, 2 * REACH))
 
 
-def test_every_value_that_is_asked_for_was_told(bigram: Program) -> None:
-    for recall in AssociativeRecall().recalls(bigram, torch.Generator().manual_seed(0)):
+def test_every_value_that_is_asked_for_was_told(with_many_words: Program) -> None:
+    for recall in AssociativeRecall().drawn(with_many_words, 0):
         tokens = recall.tokens.tolist()
-        assert len(recall.answers) == PAIR_COUNT
-        told = set(zip(tokens[: 2 * PAIR_COUNT : 2], tokens[1 : 2 * PAIR_COUNT : 2], strict=True))
+        count = pair_count(REACH)
+        assert len(recall.answers) == count
+        told = set(zip(tokens[: 2 * count : 2], tokens[1 : 2 * count : 2], strict=True))
         asked = {(tokens[answer.start - 1], tokens[answer.start]) for answer in recall.answers}
         assert asked == told
-        assert len({token for pair in told for token in pair}) == 2 * PAIR_COUNT
+        assert len({token for pair in told for token in pair}) == 2 * count
+
+
+def test_a_key_stands_for_another_value_in_each_context(with_many_words: Program) -> None:
+    for recall in JointRecall().drawn(with_many_words, 0):
+        asked = [tuple(recall.tokens[answer.start - 2 : answer.stop].tolist()) for answer in recall.answers]
+        told = [tuple(line) for line in recall.tokens.view(-1, 3)[: len(asked)].tolist()]
+        assert sorted(asked) == sorted(told)
+        contexts, keys, values = (set(column) for column in zip(*told, strict=True))
+        assert len(contexts) == CONTEXT_COUNT
+        assert len(keys) * CONTEXT_COUNT == len(values) == len(told)
+
+
+@pytest.mark.parametrize("probe", [AssociativeRecall, Copying, JointRecall], ids=lambda probe: probe.name)
+def test_ranking_and_scoring_draw_apart(probe: type[RecallProbe], with_many_words: Program) -> None:
+    scoring, ranking = (probe().drawn(with_many_words, 0, part) for part in ("scoring", "ranking"))
+    assert not any(torch.equal(one.tokens, other.tokens) for one in scoring for other in ranking)
+
+
+def test_needles_for_ranking_and_scoring_share_no_city_and_no_prose(reads_bytes: Program) -> None:
+    scoring, ranking = (
+        [bytes(recall.tokens.tolist()).decode() for recall in Needle().drawn(reads_bytes, 0, part)]
+        for part in ("scoring", "ranking")
+    )
+    assert len(scoring) == len(ranking) == len(CITIES) // 2
+    lines = [{line for text in texts for line in text.split("\n") if len(line) > 30} for texts in (scoring, ranking)]
+    assert not lines[0] & lines[1]
+
+
+def test_a_model_that_reads_little_is_asked_less_far_back() -> None:
+    short = captured_language_model(Bigram(VOCABULARY))
+    tokens = short.inputs[0]
+    batch, length = tokens.shape
+    cut = tuple(
+        replace(spec, shape=(batch, replace(length, maximum=100)))
+        if spec.name in ("input_ids", "attention_mask")
+        else spec
+        for spec in short.inputs
+    )
+    short = replace(short, inputs=cut)
+    assert Copying().applies(short)
+    assert {len(recall.tokens) for recall in Copying().drawn(short, 0)} == {64}
+    too_short = tuple(replace(spec, shape=(batch, replace(length, maximum=20))) for spec in cut)
+    assert not Copying().applies(replace(short, inputs=too_short))
+
+
+def test_farther_questions_can_be_asked(with_many_words: Program) -> None:
+    assert {len(recall.tokens) for recall in Copying().drawn(with_many_words, 0, reach=256)} == {512}
+
+
+@pytest.fixture(scope="module")
+def with_many_words() -> Program:
+    return captured_language_model(Bigram(2000))
 
 
 def test_the_needle_is_stated_once_and_asked_for_last(reads_bytes: Program) -> None:
     depths = []
-    for city, recall in zip(CITIES, Needle().recalls(reads_bytes, torch.Generator().manual_seed(0)), strict=True):
+    for city, recall in zip(CITIES[1::2], Needle().drawn(reads_bytes, 0), strict=True):
         (answer,) = recall.answers
         assert answer.stop == len(recall.tokens)
         text = bytes(recall.tokens.tolist()).decode()
@@ -90,7 +175,7 @@ def test_the_needle_is_stated_once_and_asked_for_last(reads_bytes: Program) -> N
         assert text.endswith(statement)
         depths.append(text.index(statement))
     assert depths == sorted(depths)
-    assert depths[0] < 5 < 40 < depths[-1]
+    assert depths[0] < 5 < 40 < depths[-1] <= REACH // 2
 
 
 @pytest.fixture(scope="module")

@@ -30,16 +30,23 @@ class Bigram(nn.Module):
 
 
 class LooksBack(nn.Module):
-    """After token x comes what came after x the last time: it recalls perfectly, by attention over one-hot tokens."""
+    """After token x comes what came after x the last time: it recalls perfectly, by attention over one-hot tokens.
 
-    def __init__(self, vocabulary: int) -> None:
+    With `depth` 2, what came after x and the token before it.
+    """
+
+    def __init__(self, vocabulary: int, depth: int = 1) -> None:
         super().__init__()
+        self.depth = depth
         self.register_buffer("codes", torch.eye(vocabulary))
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         """Logits [batch, tokens, vocabulary]."""
         tokens = self.codes[input_ids]  # [batch, tokens, vocabulary]
         same = tokens[:, :, None] @ tokens[:, None, :-1].transpose(-1, -2)  # [batch, tokens, 1, tokens - 1]
+        if self.depth == 2:
+            earlier = nn.functional.pad(tokens, (0, 0, 1, 0))[:, :-1]  # the token before each
+            same = same + earlier[:, :, None] @ earlier[:, None, :-1].transpose(-1, -2) - 1
         place = torch.arange(input_ids.shape[1])
         seen = (place[:, None] > place[None, :-1]).float()
         scores = same.squeeze(2) * seen * (1 + place[:-1] / 1000)  # the latest of equals

@@ -11,45 +11,38 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, ClassVar
 
-import torch
-from torch import Tensor
-
 from compiler.evidence import Probe
-from compiler.evidence.probes.recall import Recall, RecallProbe, drawn_tokens
-from compiler.evidence.token_windows import text_tokenizer
+from compiler.evidence.probes.recall import Draw, Recall, RecallProbe, drawn_tokens, told_and_asked, with_line_ends
 from compiler.hookspecs import hookimpl
 
 if TYPE_CHECKING:
     from compiler.program import Program
 
-SEQUENCE_COUNT = 6
+SEQUENCE_COUNT = 2
 TIMES_TOLD = 2
-PAIR_COUNT = 8
+LONGEST_LINE = 3
 
 
 class AssociativeRecall(RecallProbe):
     """Accuracy on values whose keys and values stood earlier in the sequence, in another order."""
 
     name: ClassVar[str] = "associative-recall"
-    longest: ClassVar[int] = 3 * PAIR_COUNT * (TIMES_TOLD + 1)
 
-    def recalls(self, program: Program, generator: torch.Generator) -> Iterator[Recall]:
-        """Six sequences of eight pairs, told twice, and their eight questions."""
-        line_end = _line_end(program)
+    def longest(self, reach: int) -> int:
+        """Tokens of all lines."""
+        return pair_count(reach) * LONGEST_LINE * (TIMES_TOLD + 1)
+
+    def recalls(self, program: Program, draw: Draw) -> Iterator[Recall]:
+        """Pairs, told twice, and their questions."""
         for _ in range(SEQUENCE_COUNT):
-            drawn = drawn_tokens(program, 2 * PAIR_COUNT, generator)
+            drawn = drawn_tokens(program, 2 * pair_count(draw.reach), draw.generator)
             pairs = drawn[: len(drawn) // 2 * 2].view(-1, 2)  # [pairs, 2]
-            lines = torch.cat([pairs, line_end.expand(len(pairs), -1)], 1)  # [pairs, 2 or 3]
-            told = [lines[torch.randperm(len(lines), generator=generator)] for _ in range(TIMES_TOLD + 1)]
-            step, asked = lines.shape[1], TIMES_TOLD * lines.numel()
-            places = [asked + step * index + 1 for index in range(len(lines))]
-            yield Recall(torch.cat(told).flatten(), [slice(place, place + 1) for place in places])
+            yield told_and_asked(with_line_ends(program, pairs), 1, TIMES_TOLD, draw.generator)
 
 
-def _line_end(program: Program) -> Tensor:
-    """The token that ends a line, [1, 1], or none, [1, 0]."""
-    found = text_tokenizer(program)[1]("\n") if program.tokenizer is not None else []
-    return torch.tensor(found[-1:], dtype=torch.int64)[None]
+def pair_count(reach: int) -> int:
+    """So many that all that is told takes about `reach` tokens."""
+    return max(1, reach // (LONGEST_LINE * TIMES_TOLD))
 
 
 @hookimpl

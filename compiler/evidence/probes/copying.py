@@ -12,26 +12,28 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 
 from compiler.evidence import Probe
-from compiler.evidence.probes.recall import Recall, RecallProbe, drawn_tokens
+from compiler.evidence.probes.recall import Draw, Recall, RecallProbe, drawn_tokens
 from compiler.hookspecs import hookimpl
 
 if TYPE_CHECKING:
     from compiler.program import Program
 
-SEQUENCE_COUNT = 4
-SPAN = 32
+SEQUENCE_COUNT = 2
 
 
 class Copying(RecallProbe):
     """Accuracy on the second of two copies of random tokens."""
 
     name: ClassVar[str] = "copying"
-    longest: ClassVar[int] = 2 * SPAN
 
-    def recalls(self, program: Program, generator: torch.Generator) -> Iterator[Recall]:
-        """Four sequences of 64 tokens."""
+    def longest(self, reach: int) -> int:
+        """Tokens of both copies."""
+        return 2 * reach
+
+    def recalls(self, program: Program, draw: Draw) -> Iterator[Recall]:
+        """Two sequences; what each token follows from stands `reach` tokens back."""
         for _ in range(SEQUENCE_COUNT):
-            span = drawn_tokens(program, SPAN, generator)
+            span = drawn_tokens(program, draw.reach, draw.generator)
             answers = [slice(place, place + 1) for place in range(len(span) + 1, 2 * len(span))]
             yield Recall(torch.cat([span, span]), answers)
 
