@@ -19,6 +19,7 @@ from compiler.sites.names import unique
 from compiler.sites.norm import match_norm
 from compiler.sites.quantized import match_quantized, match_quantized_activation
 from compiler.sites.site import Refusal, Site
+from compiler.sites.token_mixer import match_token_mixer
 
 if TYPE_CHECKING:
     from compiler.program import Program
@@ -33,6 +34,7 @@ KINDS: dict[str, Matcher] = {
     "linear": match_linear,
     "convolution": match_convolution,
     "attention": match_attention,
+    "token-mixer": match_token_mixer,
     "cache": match_cache,
     "feed-forward": match_feed_forward,
     "quantized": match_quantized,
