@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -11,13 +11,16 @@ from torch import Tensor, fx, nn
 
 from compiler.evidence.fidelity import Reference, measure_fidelity, reference_outputs
 from compiler.mapped_weights import release_memory
+from compiler.patterns import drop_dead_code
 from compiler.rewriting import Graft, PassContext, PassResult, Replacement, SiteOutcome
 from compiler.selection.choose_sites import choose_sites
 from compiler.sites import Refusal, Site, find_sites
 from compiler.states import hold_state_as
 
 if TYPE_CHECKING:
+    from compiler.healing.record import HealingRecord
     from compiler.program import Program
+    from compiler.selection.ranking import SiteRanking
 
 
 @dataclass
@@ -30,6 +33,8 @@ class GraftedSite:
     rung: int = 0
     drop: float | None = None
     active: fx.Node | None = None
+    weights: Mapping[str, Tensor] = field(default_factory=dict)
+    """Healed weights of the layers around the site by name; they stand where rung 0 does."""
 
     @property
     def returned(self) -> bool:
@@ -42,13 +47,14 @@ def apply_graft(
 ) -> tuple[Program, PassResult]:
     """The Program with the graft's stand-ins, within `context.max_drop` of `reference` on the scoring data."""
     work = program.copy()
-    grafted, refused = _propose_all(graft, work, context)
+    grafted, refused, ranking = _propose_all(graft, work, context)
     if not grafted:
         outcomes = tuple(SiteOutcome(r.name, r.kind, "refused", r.reason) for r in refused)
-        return program, PassResult(refusals=tuple(refused), outcomes=outcomes)
+        return program, PassResult(refusals=tuple(refused), outcomes=outcomes, ranking=ranking)
     bench = _Workbench(graft, work, grafted)
     for index in range(len(grafted)):
         bench.set_rung(index, 0)
+    healing = _heal(bench, program, context)
     notes: tuple[str, ...] = ()
     if context.max_drop is not None and context.data.scoring:
         notes = _hold_budget(bench, reference, context)
@@ -57,6 +63,8 @@ def apply_graft(
         refusals=tuple(refused),
         outcomes=tuple(_outcomes(grafted, refused)),
         notes=notes,
+        healing=healing,
+        ranking=ranking,
     )
     if not result.changed:
         return program, result
@@ -65,12 +73,14 @@ def apply_graft(
     return finished.flattened(), result
 
 
-def _propose_all(graft: Graft, program: Program, context: PassContext) -> tuple[list[GraftedSite], list[Refusal]]:
+def _propose_all(
+    graft: Graft, program: Program, context: PassContext
+) -> tuple[list[GraftedSite], list[Refusal], SiteRanking | None]:
     grafted: list[GraftedSite] = []
     refused: list[Refusal] = []
     found = find_sites(program, graft.site_kinds)
     refused += [one for one in found if isinstance(one, Refusal)]
-    chosen = choose_sites(graft, [one for one in found if isinstance(one, Site)])
+    chosen = choose_sites(graft, [one for one in found if isinstance(one, Site)], program, context)
     refused += chosen.left_out
     proposals = graft.propose_all(chosen.sites, program, context)
     for site in chosen.sites:
@@ -83,7 +93,7 @@ def _propose_all(graft: Graft, program: Program, context: PassContext) -> tuple[
         else:
             grafted.append(GraftedSite(site, [proposal]))
         release_memory(program.weights().values())
-    return grafted, refused
+    return grafted, refused, chosen.ranking
 
 
 class _Workbench:
@@ -94,12 +104,13 @@ class _Workbench:
         self.program = program
         self.grafted = grafted
         self._active: dict[fx.Node, fx.Node] = {}
+        self._originals: dict[str, Tensor] = {}
         self._state_types = {spec.name: getattr(torch, spec.dtype) for spec in program.inputs}
 
     def trial(self) -> Program:
         """A runnable copy of the Program as it is arranged now, without dead nodes."""
         copy = self.program.copy()
-        copy.graph.eliminate_dead_code()
+        drop_dead_code(copy.graph)
         copy.graph_module.recompile()
         return copy
 
@@ -109,12 +120,19 @@ class _Workbench:
         now = item.active or item.site.output
         wanted = item.site.output if rung >= len(item.rungs) else self._call(item, rung)
         item.rung = rung
+        self.use_weights(item)
         if wanted is now:
             return
         self._hold_states(item)
         now.replace_all_uses_with(wanted)
         item.active = wanted
         self._active[item.site.output] = wanted
+
+    def use_weights(self, item: GraftedSite) -> None:
+        """Let the layers around a site have the weights that go with what stands there now."""
+        for name, healed in item.weights.items():
+            self._originals.setdefault(name, self.program.weight(name))
+            self.program.set_weight(name, self._originals[name] if item.rung else healed)
 
     def _hold_states(self, item: GraftedSite) -> None:
         """Let the states that a site reads be of the dtype that what stands there now takes."""
@@ -144,6 +162,23 @@ class _Workbench:
         if _passes_a_tensor(self.program.graph_module, path):
             return self.program.free_name(f"{path.replace('.', '_')}_{graft}")
         return self.program.free_name(f"{path}.{graft}")
+
+
+def _heal(bench: _Workbench, teacher: Program, context: PassContext) -> HealingRecord | None:
+    """Train what may learn, where a budget of time is given and there is anything."""
+    if context.healing is None:
+        return None
+    from compiler.healing.heal import heal
+    from compiler.healing.plan import Patient
+
+    patients = [Patient(one.site, one.rungs[0].module, one.rungs[0].heal) for one in bench.grafted]
+    healed = heal(bench.graft.name, teacher, bench.trial(), patients, context)
+    if healed is None:
+        return None
+    for item, weights in zip(bench.grafted, healed.weights, strict=True):
+        item.weights = weights
+        bench.use_weights(item)
+    return healed.record
 
 
 def _hold_budget(bench: _Workbench, reference: Reference, context: PassContext) -> tuple[str, ...]:

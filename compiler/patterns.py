@@ -271,3 +271,9 @@ def unpacked_item(node: fx.Node) -> tuple[fx.Node, int] | None:
         assert isinstance(producer, fx.Node)
         return producer, node.args[1]
     return None
+
+
+def drop_dead_code(graph: fx.Graph) -> None:
+    """Erase what nothing reads, fused attention too: torch keeps it, since it may drop weights at random."""
+    attention = aten.scaled_dot_product_attention.default
+    graph.eliminate_dead_code(is_impure_node=lambda node: node.is_impure() and not is_call(node, attention))

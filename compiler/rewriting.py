@@ -18,9 +18,12 @@ from compiler.sites import Refusal, Site
 if TYPE_CHECKING:
     import torch
 
-    from compiler.evidence import Evidence
+    from compiler.evidence import Evidence, Probe
     from compiler.evidence.data import Dataset
+    from compiler.healing.plan import HealingPlan
+    from compiler.healing.record import HealingRecord
     from compiler.program import Program
+    from compiler.selection.ranking import SiteRanking
     from compiler.target import Target
 
 
@@ -30,7 +33,8 @@ class PassContext:
 
     `data` has calibration batches that a pass may look at; the batches that score it are not for passes. `max_drop` is
     the budget on the outputs (None: no budget), `tolerance` overrides the rounding allowed to rewrites (None: by
-    dtype).
+    dtype). `healing` says for how long stand-ins may learn (None: not at all).
+    `probes` are those that sites may be ranked by.
     """
 
     target: Target
@@ -39,6 +43,8 @@ class PassContext:
     seed: int = 0
     tolerance: float | None = None
     progress: Callable[[str], None] = lambda message: None
+    healing: HealingPlan | None = None
+    probes: tuple[Probe, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -58,13 +64,18 @@ class SiteOutcome:
 
 @dataclass(frozen=True)
 class PassResult:
-    """What a pass did. `changed` names the nodes or sites; an empty tuple means that the pass found nothing to do."""
+    """What a pass did. `changed` names the nodes or sites; an empty tuple means that the pass found nothing to do.
+
+    `ranking` is what sites cost alone, where a graft chose them by it.
+    """
 
     changed: tuple[str, ...] = ()
     refusals: tuple[Refusal, ...] = ()
     outcomes: tuple[SiteOutcome, ...] = ()
     notes: tuple[str, ...] = ()
     evidence: Evidence | None = None
+    healing: HealingRecord | None = None
+    ranking: SiteRanking | None = None
 
 
 class Pass(ABC):
@@ -98,8 +109,9 @@ class Rewrite(Pass):
 class Replacement:
     """The module that stands in for a site: `module(*site.inputs)` gives what `site.output` gave.
 
-    `heal` names its parameters that healing may train. `states` says which of the Program's states it holds in another
-    dtype, by the name of their input. `gentler` is what the pipeline tries before it gives the site back entirely.
+    `heal` names its parameters that healing may train, globs among them. `states` says which of the Program's states it
+    holds in another dtype, by the name of their input. `gentler` is what the pipeline tries before it gives the site
+    back entirely.
     """
 
     module: nn.Module

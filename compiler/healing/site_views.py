@@ -1,0 +1,116 @@
+"""A site cut out of a graph: what has to be kept of the teacher to train its stand-in alone, and what follows from it.
+
+    leaves  --prepare-->  the site's inputs  --stand-in-->  its output  --project-->  where the error is measured
+
+The first input is kept. Of the others, those that a few nodes make of it, of stored weights and of the Program's inputs
+are made again (query, key and value of what their projections read; masks; rotary embeddings); the rest is kept too.
+The error is measured after the linear layer that reads the output, where there is one: what that layer leaves out does
+not count.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor, fx
+
+from compiler.healing.frozen_graph import FrozenLinear
+from compiler.patterns import LAYOUT, forward_through, only_user
+from compiler.sites import Site
+
+MOST_NODES_AGAIN, MOST_LINEARS_AGAIN = 160, 4
+"""Nodes, and linear layers among them, that are computed again to save keeping a value."""
+
+
+@dataclass(frozen=True)
+class SiteView:
+    """The parts of one site. `kept` are names of the nodes whose values `prepare` reads besides the Program's inputs,
+    then of its output; `read` are all that `prepare` takes, in order.
+    """
+
+    name: str
+    read: tuple[str, ...]
+    output: str
+    prepare: fx.GraphModule
+    project: fx.GraphModule
+
+    def kept(self, placeholders: Iterable[str]) -> set[str]:
+        """Names of nodes whose values have to be kept."""
+        return {*self.read, self.output} - set(placeholders)
+
+
+def site_view(module: fx.GraphModule, site: Site) -> SiteView:
+    """The view of `site` in `module`, a graph in which its nodes have the names that they have in its own."""
+    nodes = {node.name: node for node in module.graph.nodes}
+    inputs = [nodes[one.name] for one in site.inputs]
+    leaves: list[fx.Node] = [*_placeholders(module), *inputs[:1]]
+    for one in inputs[1:]:
+        made_again = _made_of(one, leaves)
+        if made_again is None or sum(_is_linear(module, node) for node in made_again) > MOST_LINEARS_AGAIN:
+            leaves.append(one)
+    made = _made_of_all(inputs, leaves)
+    read = [leaf for leaf in leaves if leaf in made or leaf in inputs]
+    output = nodes[site.output.name]
+    after = _projection(module, output)
+    between = {output} if after is output else _made_of(after, [output]) or {output}
+    return SiteView(
+        name=site.name,
+        read=tuple(leaf.name for leaf in read),
+        output=output.name,
+        prepare=_slice(module, read, made, inputs),
+        project=_slice(module, [output], between, [after]),
+    )
+
+
+def _placeholders(module: fx.GraphModule) -> list[fx.Node]:
+    return list(module.graph.find_nodes(op="placeholder"))
+
+
+def _projection(module: fx.GraphModule, output: fx.Node) -> fx.Node:
+    """The one linear layer that reads `output`, past changes of layout; otherwise `output`."""
+    user = only_user(forward_through(output, LAYOUT))
+    follows = user is not None and _is_linear(module, user) and _made_of(user, [output]) is not None
+    return user if follows and user is not None else output
+
+
+def _is_linear(module: fx.GraphModule, node: fx.Node) -> bool:
+    return node.op == "call_module" and isinstance(module.get_submodule(str(node.target)), FrozenLinear)
+
+
+def _made_of(node: fx.Node, leaves: Sequence[fx.Node]) -> set[fx.Node] | None:
+    """The nodes that make `node` of `leaves` and stored weights, both included; None where they are many."""
+    found: set[fx.Node] = set()
+    waiting = [node]
+    while waiting:
+        one = waiting.pop()
+        if one in found:
+            continue
+        found.add(one)
+        if len(found) > MOST_NODES_AGAIN or (one.op == "placeholder" and one not in leaves):
+            return None
+        if one not in leaves:
+            waiting += one.all_input_nodes
+    return found
+
+
+def _made_of_all(inputs: Sequence[fx.Node], leaves: Sequence[fx.Node]) -> set[fx.Node]:
+    return {one for node in inputs for one in _made_of(node, leaves) or ()}
+
+
+def _slice(
+    module: fx.GraphModule, leaves: Sequence[fx.Node], made: set[fx.Node], wanted: Sequence[fx.Node]
+) -> fx.GraphModule:
+    """A graph from `leaves` to the tuple of `wanted`."""
+    graph = fx.Graph()
+    copies: dict[fx.Node, fx.Node] = {leaf: graph.placeholder(leaf.name) for leaf in leaves}
+    for node in module.graph.nodes:
+        if node in made and node not in copies:
+            copies[node] = graph.node_copy(node, lambda one: copies[one])
+    graph.output(tuple(copies[node] for node in wanted))
+    return fx.GraphModule(module, graph, class_name="Slice")
+
+
+def run_slice(module: fx.GraphModule, *values: Tensor) -> tuple[Tensor, ...]:
+    """The values that a slice gives."""
+    return tuple(module(*values))
