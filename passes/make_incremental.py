@@ -18,6 +18,7 @@ Source:  Vaswani et al. 2017, arXiv:1706.03762, section 3.2.3 (causality); Pope 
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
@@ -29,7 +30,7 @@ from compiler.incremental.attention import RotaryCaches, attend_incrementally, r
 from compiler.incremental.inputs import replace_mask
 from compiler.incremental.positions import follow_past
 from compiler.incremental.proof import pieces_agree
-from compiler.incremental.recurrence import carry_state, recurrent_nodes, refused_recurrence
+from compiler.incremental.recurrence import carry_states, recurrent_nodes, refused_recurrence
 from compiler.patterns import aten, insert_call, is_call, operands, scalar, value
 from compiler.program import Dimension, Program, TensorSpec
 from compiler.rewriting import Pass, PassContext, PassResult, Rewrite
@@ -124,10 +125,11 @@ def _rewrite(program: Program, context: int) -> Refusal | None:
         added, nodes = attend_incrementally(site, index, writer, counts, rotation, caches)
         states += added
         presents += nodes
-    for index, node in enumerate(recurrent):
-        state, present = carry_state(node, index, writer)
-        states.append(state)
-        presents.append(present)
+    names = ((f"past_state.{index}", f"present_state.{index}") for index in itertools.count())
+    for node in recurrent:
+        for state, present in carry_states(node, names, writer, counts):
+            states.append(state)
+            presents.append(present)
     _keep_positions(program, kept)
     _return(program, states, presents)
     refusal = follow_past(program, counts, ones)

@@ -23,11 +23,12 @@ EXAMPLE_SIZES = {TOTAL: 11, CAPACITY: 17, KEPT: 5}
 class Counts:
     """What the mask says of every row.
 
-    positions int64 [batch, tokens] are the places of the new tokens, seqlens_k int32 [batch] the keys less 1, total the
-    most keys (a symbolic int).
+    past int64 [batch] counts the tokens before, positions int64 [batch, tokens] are the places of the new ones,
+    seqlens_k int32 [batch] the keys less 1, total the most keys (a symbolic int).
     """
 
     tokens: fx.Node
+    past: fx.Node
     positions: fx.Node
     seqlens_k: fx.Node
     total: fx.Node
@@ -102,4 +103,4 @@ def replace_mask(program: Program, tokens: fx.Node, mask: fx.Node | None) -> tup
     steps = insert_call(before, aten.arange.default, new_count)  # [tokens]
     positions = insert_call(before, aten.add.Tensor, insert_call(before, aten.unsqueeze.default, past, 1), steps)
     seqlens_k = insert_call(before, aten.to.dtype, insert_call(before, aten.sub.Tensor, keys, 1), torch.int32)
-    return writer, Counts(tokens, positions, seqlens_k, total), ones
+    return writer, Counts(tokens, past, positions, seqlens_k, total), ones

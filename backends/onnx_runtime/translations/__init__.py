@@ -86,6 +86,7 @@ def load_all() -> dict[str, Translation]:
         sampling,
         shapes,
         sizes,
+        sliding_window,
     )
 
     return TRANSLATIONS

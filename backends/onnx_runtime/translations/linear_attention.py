@@ -1,14 +1,15 @@
-"""The dialect's operators with a state, each as the ONNX Runtime kernel it is named after; bfloat16 runs in float32."""
+"""The dialect's recurrent operators: a delay, and two that have kernels, for which bfloat16 runs in float32."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 import torch
 from torch import fx
 
-from compiler.backends.onnx_runtime.graph_writer import MICROSOFT, GraphWriter
+from compiler.backends.onnx_runtime.graph_writer import DATA_TYPES, MICROSOFT, GraphWriter
 from compiler.backends.onnx_runtime.translations import translates
 
 
@@ -52,6 +53,21 @@ def causal_conv(
 ) -> tuple[ir.Value, ...]:
     """x [batch, channels, tokens], weight [channels, 1, k], past_state [batch, channels, k - 1]."""
     return _with_state(w, node, "CausalConvWithState", (x, weight, bias, past_state), activation=activation)
+
+
+@translates("regraft.token_delay.default")
+def token_delay(w: GraphWriter, node: fx.Node, x: fx.Node, past: fx.Node | None, tokens: int) -> tuple[ir.Value, ...]:
+    """x [batch, tokens, features], past [batch, delay, features]: joined, and split where they met the other way."""
+    count, delay = w.dim_of(x, 1), w.constant([tokens], np.int64)
+    if past is None:
+        sizes = [w.dim_of(x, 0), delay, w.size(x.meta["val"].shape[2])]
+        zero = ir.tensor([0], dtype=DATA_TYPES[x.meta["val"].dtype])
+        before = w.emit("ConstantOfShape", w.emit("Concat", *sizes, axis=0), value=zero)
+    else:
+        before = w.value(past)
+    lengths = w.shared(("delayed", count, tokens), lambda: w.emit("Concat", count, delay, axis=0))
+    line = w.emit("Concat", before, w.value(x), axis=1)
+    return w.emit_several("Split", line, lengths, outputs=2, axis=1)
 
 
 def _with_state(
