@@ -11,8 +11,8 @@ import pytest
 from small_decoder import BEGIN, CONTEXT, END, VOCABULARY, SmallDecoder, write_decoder
 
 from compiler.errors import CompilerError
-from compiler.runtime.generation.decoder import Decoder
-from compiler.runtime.generation.engine import SHARED_CHUNK, Engine
+from compiler.runtime.generation.decoder import CHUNK, Decoder
+from compiler.runtime.generation.engine import Engine
 from compiler.runtime.generation.prompt_lookup import PromptLookup
 from compiler.runtime.generation.request import Token
 from compiler.runtime.generation.sampling import SamplingOptions
@@ -65,7 +65,7 @@ def test_texts_side_by_side_are_what_they_are_alone(tmp_path: Path, recurrent: b
 def test_a_long_prompt_is_read_while_another_text_runs(engine: Engine) -> None:
     first = engine.submit(engine.encode("Hello"), greedy(40))
     next(iter(first))
-    long = [2 + (5 * index) % 60 for index in range(3 * SHARED_CHUNK + 7)]
+    long = [2 + (5 * index) % 60 for index in range(3 * CHUNK + 7)]
     second = engine.submit(long, greedy(5))
     assert [request.text() is not None for request in (first, second)] == [True, True]
     assert first.tokens == REFERENCE.greedy(first.prompt, 40, ())

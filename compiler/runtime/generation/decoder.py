@@ -28,8 +28,10 @@ TOKENS, MASK, POSITIONS, LOGITS = "input_ids", "attention_mask", "logit_position
 MASK_STEP = 64
 """The mask widens by this many tokens at a time, so that most steps bind nothing."""
 
-CHUNK = 512
-"""The most tokens of a prompt in one call: longer ones take more scratch memory and are no faster."""
+CHUNK = 128
+"""The most tokens of a prompt in one call. Attention scores all tokens of a chunk against each other and then drops
+what lies ahead: 2,048 tokens of SmolLM2-135M take 1.16 times the processor's time in chunks of 512, and 1.25 in those
+of 32."""
 
 
 class Decoder:
@@ -130,7 +132,7 @@ class Decoder:
             raise CompilerError(f"generating with {self.manifest.name}", problem, "Give a shorter text.")
         if not self._buffers.fits(longest):
             self._calls.clear()
-            self._buffers.grow(longest, max(self.lengths))
+            self._buffers.grow(longest, self.lengths)
         call = self._call(first, count, new, kept)
         call.set_mask(totals, self._buffers.capacity)
         call.tokens[:] = tokens

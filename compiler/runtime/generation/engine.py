@@ -28,9 +28,6 @@ from compiler.runtime.generation.request import CANCELLED, Request, Token
 from compiler.runtime.generation.sampling import SamplingOptions
 from compiler.runtime.generation.text_codec import TextCodec
 
-SHARED_CHUNK = 128
-"""Tokens of a prompt that are read between two steps of the texts that already run."""
-
 LONGEST_DRAFT = 64
 
 
@@ -217,8 +214,8 @@ class Engine:
         if reading is None:
             return
         row = len(self._running)
-        started, chunk = time.perf_counter(), SHARED_CHUNK if self._running else CHUNK
-        logits = reading.read(row, chunk)
+        started = time.perf_counter()
+        logits = reading.read(row, CHUNK)
         self.totals.prefill_seconds += time.perf_counter() - started
         if logits is None:
             return

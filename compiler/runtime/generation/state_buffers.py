@@ -1,12 +1,16 @@
 """The memory of a decoder's states: one row a text, shared by past and present so that no call copies it.
 
-A state with room for tokens (keys, values) starts small and doubles, up to the context's length; its arrays are zeroed
-by the system when they are first touched, so that room which no token reached takes no memory. A state of fixed size
-(a recurrent one) is read from one array and written to another, since nothing says that its kernel may work in place.
+A state with room for tokens (keys, values) starts small and doubles, up to the context's length. Its arrays are pages
+that the system zeroes when they are first touched: room that no token reached takes no memory, and what was outgrown
+goes back at once, where the C library would keep it and hand it out again. A state of fixed size (a recurrent one) is
+read from one array and written to another, since nothing says that its kernel may work in place.
 """
 
 from __future__ import annotations
 
+import math
+import mmap
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -48,7 +52,7 @@ class StateBuffers:
             spec = specs[state.past]
             room = next((axis for axis, dim in enumerate(spec.shape) if axis > 0 and isinstance(dim, str)), None)
             sizes = [self.capacity if isinstance(dim, str) else dim for dim in spec.shape[1:]]
-            past = np.zeros([rows, *sizes], spec.dtype)
+            past = _untouched([rows, *sizes], np.dtype(spec.dtype))
             present = past if room is not None else np.zeros_like(past)
             self.states.append(StateBuffer(state.past, state.present, room, past, present))
 
@@ -66,8 +70,8 @@ class StateBuffers:
         """Whether there is room for so many tokens in a row."""
         return tokens <= self.capacity
 
-    def grow(self, tokens: int, used: int) -> None:
-        """Make room for `tokens` in every row and keep the first `used`. One state at a time, to spare memory."""
+    def grow(self, tokens: int, used: Sequence[int]) -> None:
+        """Make room for `tokens` in every row and keep its first `used`. One state at a time, to spare memory."""
         capacity = self.capacity
         while capacity < tokens:
             capacity *= 2
@@ -76,9 +80,10 @@ class StateBuffers:
             if state.room is None:
                 continue
             old = state.past_array
-            grown = np.zeros([*old.shape[: state.room], self.capacity, *old.shape[state.room + 1 :]], old.dtype)
-            kept = (slice(None),) * state.room + (slice(used),)
-            grown[kept] = old[kept]
+            grown = _untouched([*old.shape[: state.room], self.capacity, *old.shape[state.room + 1 :]], old.dtype)
+            for row, count in enumerate(used):
+                kept = (slice(None),) * (state.room - 1) + (slice(count),)
+                grown[row][kept] = old[row][kept]
             state.past_array = state.present_array = grown
 
     def move(self, source: int, target: int, used: int) -> None:
@@ -102,3 +107,10 @@ class StateBuffers:
     def arrays(self, rows: slice) -> Sequence[tuple[str, Array, str, Array]]:
         """Name and part of every input, then of every output, for a call with these rows."""
         return [(s.past, s.past_array[rows], s.present, s.present_array[rows]) for s in self.states]
+
+
+def _untouched(shape: Sequence[int], dtype: np.dtype[Any]) -> Array:
+    """Zeros that take memory page by page, as they are written."""
+    size = math.prod(shape) * dtype.itemsize
+    private = (mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS,) if sys.platform != "win32" else ()
+    return np.frombuffer(mmap.mmap(-1, size, *private), dtype).reshape(shape)
