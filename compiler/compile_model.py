@@ -58,12 +58,13 @@ def compile_model(
     *,
     registry: Registry | None = None,
     allow_pickle: bool = False,
+    heal_folder: Path | None = None,
     progress: Callable[[str], None] = lambda message: None,
 ) -> CompileResult:
     """Compile `recipe.model` as the recipe says and write the artifact to `folder`.
 
-    Raises CompilerError for what the user can mend; then nothing has been written, and an artifact that stood in
-    `folder` is whole.
+    Healing keeps its work below `heal_folder`, or in the user's cache. Raises CompilerError for what the user can mend;
+    then nothing has been written to `folder`, and an artifact that stood there is whole.
     """
     started = time.perf_counter()
     from compiler.artifact import ArtifactDraft, check_output_folder, staged_artifact
@@ -72,6 +73,7 @@ def compile_model(
     from compiler.evidence.data import load_dataset
     from compiler.evidence.payload import measure_payload, time_large_model
     from compiler.frontends import LoadOptions, load_model
+    from compiler.healing.plan import TRAINING_TOKENS, HealingPlan
     from compiler.mapped_weights import release_memory
     from compiler.pipeline import Pipeline
     from compiler.registry import Registry
@@ -93,9 +95,10 @@ def compile_model(
     refuse_if(backend.refuses(captured, target), f"lowering {captured.source} with {backend.name} for {target}")
 
     progress("reading data")
-    data = load_dataset(recipe.data, captured, recipe.seed)
-    context = PassContext(target, data, recipe.max_drop, recipe.seed, progress=progress)
-    probes = [probe() for probe in registry.probes().values()]
+    healing = None if recipe.heal is None else HealingPlan(recipe.heal, heal_folder)
+    data = load_dataset(recipe.data, captured, recipe.seed, TRAINING_TOKENS if healing else 0)
+    probes = tuple(probe() for probe in registry.probes().values())
+    context = PassContext(target, data, recipe.max_drop, recipe.seed, progress=progress, healing=healing, probes=probes)
     pipeline = Pipeline(passes, context, registry.manager.hook, probes)
     timed = time_large_model(captured, data)
     program, before, records = pipeline.run(captured)

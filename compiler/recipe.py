@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from compiler import options
 from compiler.errors import CompilerError, nearest_hint
+from compiler.healing.options import HealingOptions, healing_options
 
 if TYPE_CHECKING:
     from compiler.rewriting import Pass
@@ -41,6 +42,7 @@ class Recipe:
     max_drop: float | None = None
     seed: int = 0
     inputs: tuple[str, ...] = ()
+    heal: HealingOptions | None = None
 
     def text(self) -> str:
         """The recipe as TOML."""
@@ -54,6 +56,8 @@ class Recipe:
                 values[name] = getattr(self, name)
         if self.inputs:
             values["inputs"] = list(self.inputs)
+        if self.heal is not None:
+            values["heal"] = self.heal.values()
         passes = self.passes or ()
         values["passes"] = [
             {
@@ -81,7 +85,7 @@ class Recipe:
         values.pop("regraft", None)
         known: dict[str, tuple[type, ...]] = {
             "model": (str,), "backend": (str,), "target": (str,), "data": (str,), "max_drop": (float, int),
-            "seed": (int,), "inputs": (list,), "passes": (list,),
+            "seed": (int,), "inputs": (list,), "passes": (list,), "heal": (dict, float, int),
         }  # fmt: skip
         for name, value in values.items():
             if name not in known:
@@ -96,6 +100,9 @@ class Recipe:
             values["passes"] = tuple(_pass_from_table(doing, table) for table in values["passes"])
         if "inputs" in values:
             values["inputs"] = tuple(str(item) for item in values["inputs"])
+        if "heal" in values:
+            given = values["heal"]
+            values["heal"] = healing_options(doing, given if isinstance(given, dict) else {"minutes": given})
         return cls(**values)
 
 

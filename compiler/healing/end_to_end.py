@@ -19,6 +19,8 @@ from compiler.healing.wall_time import WallTime
 
 LEARNING_RATE = 2e-3
 TOKENS_A_STEP = 1024
+MOST_PIECES = 4
+"""Batches a step, where windows are short."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,7 @@ def distil_end_to_end(
     """Train until the share of the time is used; the parameters are left at the best that held-out batches saw."""
     order = torch.randperm(len(training), generator=torch.Generator().manual_seed(seed)).tolist()
     typical = max(1, lesson.count(training[0]))
-    pieces = max(1, TOKENS_A_STEP // typical) if lesson.tokens is not None else 1
+    pieces = min(MOST_PIECES, max(1, TOKENS_A_STEP // typical)) if lesson.tokens is not None else 1
 
     def gradient(step: int) -> tuple[float, int]:
         total, seen = 0.0, 0

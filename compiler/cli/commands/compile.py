@@ -30,6 +30,13 @@ def compile_command(
     data: DataPath = None,
     max_drop: Annotated[float | None, Parameter(help="What outputs may lose; sites beyond it are given back.")] = None,
     inputs: Inputs = (),
+    heal: Annotated[
+        str | None,
+        Parameter(help="Minutes that grafts learn after they are put in, as 15 or 15:optimizer=muon:lora=8."),
+    ] = None,
+    heal_folder: Annotated[
+        Path | None, Parameter(help="Where healing keeps its work, so that a killed run goes on; a cache if left out.")
+    ] = None,
     seed: Annotated[int | None, Parameter(help="Seed of everything that is random.")] = None,
     allow_pickle: AllowPickle = False,
     output: Annotated[Path | None, Parameter(name=["--output", "-o"], help="The folder to write.")] = None,
@@ -38,6 +45,7 @@ def compile_command(
     """Compile a model into an artifact."""
     from dataclasses import replace
 
+    from compiler.healing.options import parse_healing
     from compiler.model_name import model_name
     from compiler.recipe import Recipe, parse_passes
 
@@ -50,12 +58,13 @@ def compile_command(
         "max_drop": max_drop,
         "seed": seed,
         "inputs": inputs or None,
+        "heal": None if heal is None else parse_healing(heal),
     }
     base = Recipe() if recipe is None else Recipe.read(recipe)
     wanted = replace(base, **{name: value for name, value in given.items() if value is not None})
     _check(wanted)
     folder = output if output is not None else Path(f"{model_name(wanted.model)}-{wanted.backend}")
-    return _compile(wanted, folder, allow_pickle, shared)
+    return _compile(wanted, folder, allow_pickle, heal_folder, shared)
 
 
 def _check(recipe: Recipe) -> None:
@@ -66,7 +75,7 @@ def _check(recipe: Recipe) -> None:
         raise UsageError(f"--max-drop {recipe.max_drop:g} is not from 0 to 1", hint)
 
 
-def _compile(recipe: Recipe, folder: Path, allow_pickle: bool, shared: Shared) -> Answer:
+def _compile(recipe: Recipe, folder: Path, allow_pickle: bool, heal_folder: Path | None, shared: Shared) -> Answer:
     import json
 
     from compiler.cli.loading import open_registry
@@ -78,7 +87,12 @@ def _compile(recipe: Recipe, folder: Path, allow_pickle: bool, shared: Shared) -
 
         registry = open_registry(shared)
         result = compile_model(
-            recipe, folder, registry=registry, allow_pickle=allow_pickle, progress=shared.terminal.progress
+            recipe,
+            folder,
+            registry=registry,
+            allow_pickle=allow_pickle,
+            heal_folder=heal_folder,
+            progress=shared.terminal.progress,
         )
     document: dict[str, Any] = {"artifact": str(result.folder)}
     document |= json.loads((result.folder / REPORT_NAME).read_text(encoding="utf-8"))
