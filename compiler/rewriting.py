@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from compiler.evidence.data import Dataset
     from compiler.healing.plan import HealingPlan
     from compiler.healing.record import HealingRecord
+    from compiler.mixers import Mixer
     from compiler.program import Program
     from compiler.selection.ranking import SiteRanking
     from compiler.target import Target
@@ -34,7 +35,8 @@ class PassContext:
     `data` has calibration batches that a pass may look at; the batches that score it are not for passes. `max_drop` is
     the budget on the outputs (None: no budget), `tolerance` overrides the rounding allowed to rewrites (None: by
     dtype). `healing` says for how long stand-ins may learn (None: not at all).
-    `probes` are those that sites may be ranked by.
+    `probes` are those that sites may be ranked by, `mixers` the token mixers of all plugins by name (none: those that
+    ship).
     """
 
     target: Target
@@ -45,6 +47,7 @@ class PassContext:
     progress: Callable[[str], None] = lambda message: None
     healing: HealingPlan | None = None
     probes: tuple[Probe, ...] = ()
+    mixers: Mapping[str, type[Mixer]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

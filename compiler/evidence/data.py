@@ -74,6 +74,11 @@ class Dataset:
         """What sites are ranked on, one measurement a site: part of the calibration data where all would take long."""
         return self.calibration[:RANKING_WINDOWS] if self.unit == WINDOW else self.calibration
 
+    @property
+    def ranking_count(self) -> int:
+        """Samples that sites are ranked on."""
+        return sum(_sample_count(batch) for batch in self.ranking)
+
     def row_mask(self, batch: Batch, output: Tensor) -> Tensor | None:
         """Which rows of an output [batch, tokens, width] are no padding; None where every row counts."""
         if self.mask_index is None:

@@ -8,13 +8,13 @@ Memory: what later nodes still read, of every batch, and one second moment [feat
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, fx, nn
 
 from compiler.calibration import ActivationStatistics, Gathering
+from compiler.lanes import Lane, dead_after
 
 if TYPE_CHECKING:
     from compiler.evidence.data import Dataset
@@ -31,11 +31,11 @@ class CalibrationWalk:
     def __init__(self, program: Program, data: Dataset) -> None:
         self.data = data
         self._batches = data.calibration
-        self._lanes = [_Lane(program, program.complete(batch)) for batch in data.calibration]
+        self._lanes = [Lane(program, program.complete(batch)) for batch in data.calibration]
         self._nodes = [node for node in program.graph.nodes if node.op != "output"]
         self._position = {node: index for index, node in enumerate(self._nodes)}
         self._next = 0
-        self._dead_after = _dead_after(self._nodes)
+        self._dead_after = dead_after(self._nodes)
         self._stand_ins: dict[fx.Node, tuple[nn.Module, tuple[fx.Node, ...]]] = {}
         self._known: tuple[fx.Node, ActivationStatistics | None] | None = None
 
@@ -67,33 +67,8 @@ class CalibrationWalk:
         stand_in, inputs = self._stand_ins.pop(node, (None, ()))
         for lane in self._lanes:
             if stand_in is None:
-                lane.env[node] = lane.run_node(node)
-            else:
-                lane.env[node] = stand_in(*(lane.env[one] for one in inputs))
-            for dead in self._dead_after[node]:
-                lane.env.pop(dead, None)
+                lane.pass_node(node, self._dead_after[node])
+                continue
+            lane.env[node] = stand_in(*(lane.env[one] for one in inputs))
+            lane.let_go(self._dead_after[node])
         self._next += 1
-
-
-class _Lane(fx.Interpreter):
-    """One batch on its way through the graph; `env` holds the values that are still to be read."""
-
-    def __init__(self, program: Program, inputs: Iterable[Tensor]) -> None:
-        super().__init__(program.graph_module)
-        self.args_iter = iter(inputs)
-        self.env: dict[fx.Node, Any]
-
-
-def _dead_after(nodes: list[fx.Node]) -> dict[fx.Node, list[fx.Node]]:
-    """By node, the values of which it is the last reader. What only the outputs read is let go at once."""
-    known = set(nodes)
-    last: dict[fx.Node, fx.Node] = {}
-    for node in nodes:
-        last[node] = node
-        for read in node.all_input_nodes:
-            last[read] = node
-    dead: dict[fx.Node, list[fx.Node]] = {node: [] for node in nodes}
-    for node, reader in last.items():
-        if node in known:
-            dead[reader].append(node)
-    return dead

@@ -38,6 +38,11 @@ class ChoosesLayers:
     def __post_init__(self) -> None:
         LayerChoice.parse(self.layers)
 
+    @property
+    def reach(self) -> int:
+        """How many tokens back a stand-in sees what the site saw: recall is measured from twice as far."""
+        return int(getattr(self, "window", None) or 0)
+
 
 @dataclass(frozen=True)
 class LayerChoice:
