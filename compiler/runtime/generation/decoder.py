@@ -141,7 +141,6 @@ class Decoder:
         except Exception as error:
             hint = "If a shorter text works, memory ran out; otherwise try: compile verify"
             raise CompilerError(f"generating with {self.manifest.name}", first_line(error), hint) from error
-        self._buffers.keep(rows)
         self.lengths[rows] = totals
         return call.read_logits()
 
@@ -161,9 +160,9 @@ class Decoder:
         call = _Call(self._session.io_binding(), given[TOKENS], logits, MASK in names)
         for name in given.keys() & names:
             call.bind_input(name, given[name])
-        for past, past_array, present, present_array in self._buffers.arrays(slice(first, first + count)):
-            call.bind_input(past, past_array)
-            call.bind_output(present, present_array)
+        for past, present, array in self._buffers.arrays(slice(first, first + count)):
+            call.bind_input(past, array)
+            call.bind_output(present, array)
         if kept == 1:
             call.bind_output(LOGITS, logits)
         else:  # files that open in onnxruntime-genai state one row, which bound memory may not exceed

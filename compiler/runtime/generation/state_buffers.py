@@ -2,8 +2,9 @@
 
 A state with room for tokens (keys, values) starts small and doubles, up to the context's length. Its arrays are pages
 that the system zeroes when they are first touched: room that no token reached takes no memory, and what was outgrown
-goes back at once, where the C library would keep it and hand it out again. A state of fixed size (a recurrent one) is
-read from one array and written to another, since nothing says that its kernel may work in place.
+goes back at once, where the C library would keep it and hand it out again. A state of fixed size (of a recurrence or a
+window) shares its array too: in what the ONNX Runtime backend writes, all of such a past is read before its present is
+written.
 """
 
 from __future__ import annotations
@@ -25,16 +26,12 @@ Array = np.ndarray[Any, Any]
 
 @dataclass
 class StateBuffer:
-    """One state: `past` and `present` are names, the arrays [rows, ...]. `room` is the axis of tokens, if it has one.
-
-    The two arrays are the same where there is such an axis.
-    """
+    """One state: `past` and `present` are names, the array [rows, ...]. `room` is the axis of tokens, if it has one."""
 
     past: str
     present: str
     room: int | None
-    past_array: Array
-    present_array: Array
+    array: Array
 
 
 class StateBuffers:
@@ -52,9 +49,8 @@ class StateBuffers:
             spec = specs[state.past]
             room = next((axis for axis, dim in enumerate(spec.shape) if axis > 0 and isinstance(dim, str)), None)
             sizes = [self.capacity if isinstance(dim, str) else dim for dim in spec.shape[1:]]
-            past = _untouched([rows, *sizes], np.dtype(spec.dtype))
-            present = past if room is not None else np.zeros_like(past)
-            self.states.append(StateBuffer(state.past, state.present, room, past, present))
+            array = _untouched([rows, *sizes], np.dtype(spec.dtype))
+            self.states.append(StateBuffer(state.past, state.present, room, array))
 
     @property
     def recurrent(self) -> bool:
@@ -64,7 +60,7 @@ class StateBuffers:
     @property
     def bytes(self) -> int:
         """What all arrays take once every token of their capacity has been used."""
-        return sum({id(a): a.nbytes for s in self.states for a in (s.past_array, s.present_array)}.values())
+        return sum(state.array.nbytes for state in self.states)
 
     def fits(self, tokens: int) -> bool:
         """Whether there is room for so many tokens in a row."""
@@ -79,34 +75,28 @@ class StateBuffers:
         for state in self.states:
             if state.room is None:
                 continue
-            old = state.past_array
+            old = state.array
             grown = _untouched([*old.shape[: state.room], self.capacity, *old.shape[state.room + 1 :]], old.dtype)
             for row, count in enumerate(used):
                 kept = (slice(None),) * (state.room - 1) + (slice(count),)
                 grown[row][kept] = old[row][kept]
-            state.past_array = state.present_array = grown
+            state.array = grown
 
     def move(self, source: int, target: int, used: int) -> None:
         """Copy the first `used` tokens of a row to another."""
         for state in self.states:
             kept = (slice(None),) * (state.room - 1) + (slice(used),) if state.room is not None else ...
-            state.past_array[target][kept] = state.past_array[source][kept]
+            state.array[target][kept] = state.array[source][kept]
 
     def clear(self, row: int) -> None:
         """Forget a text. What was written where tokens had room is never read again, so only fixed states change."""
         for state in self.states:
             if state.room is None:
-                state.past_array[row] = 0
+                state.array[row] = 0
 
-    def keep(self, rows: slice) -> None:
-        """After a call: what it wrote of the fixed states is what the next one reads."""
-        for state in self.states:
-            if state.room is None:
-                state.past_array[rows] = state.present_array[rows]
-
-    def arrays(self, rows: slice) -> Sequence[tuple[str, Array, str, Array]]:
-        """Name and part of every input, then of every output, for a call with these rows."""
-        return [(s.past, s.past_array[rows], s.present, s.present_array[rows]) for s in self.states]
+    def arrays(self, rows: slice) -> Sequence[tuple[str, str, Array]]:
+        """The names of every past and present, and the part of memory that a call with these rows reads and writes."""
+        return [(state.past, state.present, state.array[rows]) for state in self.states]
 
 
 def _untouched(shape: Sequence[int], dtype: np.dtype[Any]) -> Array:
