@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from markupsafe import Markup
 
@@ -18,6 +19,8 @@ WIDTH = 360
 ROW = 34
 BAR = 12
 LABEL_LIMIT = 46
+TOP, COLUMN = 16, 110
+ERROR = "error"
 COLOURS = {"linear": "a", "embedding": "b", "convolution": "c", "norm": "d", "other": "e"}
 
 
@@ -113,6 +116,35 @@ def drop_chart(drops: Sequence[tuple[str, str, float]]) -> Markup:
         rows.append(_label(top, name, formats.drop(value)))
         rows.append(_bar(0, top, WIDTH * max(value, 0.0) / largest, "d" if state == "returned" else "a", state))
     return _svg("What single sites cost", len(drops) * ROW, rows)
+
+
+def ranking_chart(sites: Sequence[Mapping[str, Any]]) -> Markup:
+    """A column a site in graph order: what its score is the sum of, and a mark below it where it is replaced.
+
+    Each has `site`, `replaced`, `score` and `parts` by name; a number is None where outputs were broken.
+    """
+    names = [*sorted({name for site in sites for name in site["parts"]} - {ERROR}), ERROR]
+    colours = {name: "e" if name == ERROR else "dabc"[index % 4] for index, name in enumerate(names)}
+    largest = max([site["score"] for site in sites if site["score"] is not None] + [1e-12])
+    step = WIDTH / max(len(sites), 1)
+    column = Markup('<rect class="{}" x="{:.2f}" y="{:.2f}" width="{:.2f}" height="{:.2f}"><title>{}</title></rect>')
+    rows = [Markup('<text class="tick" x="0" y="10">{}</text>').format(f"{largest:.3g}")]
+    for index, site in enumerate(sites):
+        broken = site["score"] is None
+        parts = {ERROR: largest} if broken else {name: site["parts"].get(name) or 0.0 for name in names}
+        title = f"{site['site']}: {'broken' if broken else formats.drop(site['score'])}"
+        left, width, top = index * step, max(0.5, step - min(2.0, step / 4)), TOP + COLUMN
+        for name, value in parts.items():
+            height = COLUMN * value / largest
+            top -= height
+            told = title if broken else f"{title}, {name} {formats.drop(value)}"
+            rows.append(column.format(colours[name], left, top, width, height, told))
+        if site["replaced"]:
+            rows.append(column.format("ink", left, TOP + COLUMN + 3, width, 5, f"{site['site']}: replaced"))
+    bottom = TOP + COLUMN + 16
+    for index, name in enumerate(names):
+        rows.append(_legend(index, bottom, f"10 x {name}" if name == ERROR else name, colours[name]))
+    return _svg("What each site costs alone, and which are replaced", bottom + 16 * math.ceil(len(names) / 3), rows)
 
 
 def _svg(title: str, height: float, parts: Sequence[Markup]) -> Markup:

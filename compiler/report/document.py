@@ -9,7 +9,10 @@
                         captured; after also payload_bytes
     payload             fidelity of the lowered payload itself; null where it could not be run
     max_drop            the budget, or null
-    passes              in order: name, text, make, changed_count, states (count by state), evidence, notes
+    passes              in order: name, text, make, changed_count, states (count by state), evidence, notes, ranking
+    passes.ranking      null, or why a graft took the sites it took: rank, error (what errors are of), data, seconds,
+                        reused, and sites in graph order: site, replaced, score (the sum of parts), parts by name,
+                        error and recall (nats lost by probe) as measured; null where outputs were broken
     sites               one a pass and site: pass, site, kind, state, note, drop (what it costs alone, or null);
                         a state is grafted, softened, returned or refused
     latency             shapes, rounds, sides (the artifact first): name, median, lower, upper; null where not timed
@@ -132,6 +135,7 @@ def _pass_document(record: PassRecord) -> dict[str, Any]:
         "states": dict(states),
         "evidence": record.evidence.to_json(),
         "notes": list(record.result.notes),
+        "ranking": None if record.result.ranking is None else record.result.ranking.to_json(),
     }
 
 

@@ -55,6 +55,11 @@ def nats(value: float | None) -> str:
     return "0" if value < LEAST_NATS else f"{value:.3g}"
 
 
+def signed(value: float | None) -> str:
+    """A difference, to two decimals, with its sign."""
+    return "-" if value is None else f"{value:+.2f}"
+
+
 def scores(probes: dict[str, float]) -> str:
     """`copying 0.855, needle 1`."""
     return ", ".join(f"{name} {round(score, 3):g}" for name, score in probes.items())

@@ -122,12 +122,27 @@ def _charts(document: dict[str, Any]) -> list[tuple[str, Markup, str]]:
     if probes:
         caption = "Scores before any pass (grey) and after all of them (blue); 1 is all right."
         found.append(("Probes", charts.probe_chart(probes), caption))
+    for one in document["passes"]:
+        if one["ranking"] is not None:
+            found.append(
+                (f"Layers: {one['name']}", charts.ranking_chart(one["ranking"]["sites"]), ranking_caption(one))
+            )
     drops = sorted((site for site in document["sites"] if site["drop"] is not None), key=lambda site: -site["drop"])
     if drops:
         worst = [(site["site"], site["state"], site["drop"]) for site in drops[:LISTED_DROPS]]
         caption = f"Drop when only this site is grafted; the worst {len(worst)} of {len(drops)}. Orange: given back."
         found.append(("Cost of single sites", charts.drop_chart(worst), caption))
     return found
+
+
+def ranking_caption(one: dict[str, Any]) -> str:
+    """What the columns of a ranking mean."""
+    ranking = one["ranking"]
+    lost = "nats lost by each probe and 10 times the error" if ranking["rank"] == "recall" else "10 times the error"
+    return (
+        f"What each site costs when it alone is replaced: {lost} ({ranking['error']}), on {ranking['data']}. "
+        "In the order of the graph; a mark below says that the site is replaced."
+    )
 
 
 def _steps(document: dict[str, Any]) -> list[tuple[str, float, float]]:

@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
 
+LISTED_SITES = 40
+"""Rows of a ranking; the report has all."""
+
 Figures = tuple[tuple[str, Callable[[dict[str, Any]], str]], ...]
 """Headings of columns, and how each is written from a fidelity."""
 
@@ -40,9 +43,42 @@ def compile_summary(document: dict[str, Any]) -> list[RenderableType]:
     names = tuple(f">{name}" for name, _ in figures)
     headers = ("after", "what was done", *names, ">weights", ">FLOPs", ">seconds")
     shown: list[RenderableType] = [table(headers, rows)]
+    for one in document["passes"]:
+        if one["ranking"] is not None:
+            shown += _ranking_tables(one)
     shown += [line(f"{one['name']}: {note}") for one in document["passes"] for note in one["notes"]]
     shown += [line(text) for text in _closing(document)]
     return shown
+
+
+def _ranking_tables(one: dict[str, Any]) -> list[RenderableType]:
+    """What sites cost alone, the dearest first: where replaced and kept ones meet is what matters."""
+    ranking = one["ranking"]
+    sites = sorted(ranking["sites"], key=lambda site: -1e308 if site["score"] is None else -site["score"])
+    probes = sorted({name for site in sites for name in site["recall"]})
+    headers = (
+        f"{one['name']}, sites",
+        "",
+        ">cost alone",
+        f">{ranking['error']}",
+        *(f">{name}, nats" for name in probes),
+    )
+    rows = [
+        (
+            site["site"],
+            "replaced" if site["replaced"] else "kept",
+            "broken" if site["score"] is None else formats.drop(site["score"]),
+            formats.nats(site["error"]),
+            *(formats.signed(site["recall"].get(name)) for name in probes),
+        )
+        for site in sites[:LISTED_SITES]
+    ]
+    seconds = formats.duration(ranking["seconds"])
+    told = f"{one['name']}: sites ranked by {ranking['rank']} on {ranking['data']}, in {seconds}"
+    reused = f"; {ranking['reused']} were measured before" if ranking["reused"] else ""
+    left = len(sites) - LISTED_SITES
+    more = f"; {formats.counted(left, 'cheaper site')} not listed" if left > 0 else ""
+    return [table(headers, rows), line(told + reused + more)]
 
 
 def _figures(document: dict[str, Any]) -> Figures:

@@ -65,7 +65,7 @@ class SiteRanking:
         return frozenset(cost.node for cost in self.ordered()[: self.count])
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values for report.json, the cheapest site first."""
+        """Plain values for report.json, sites in graph order."""
         chosen = self.chosen()
         return {
             "rank": self.rank,
@@ -82,7 +82,7 @@ class SiteRanking:
                     "recall": dict(cost.recall),
                     "parts": cost.parts(self.rank),
                 }
-                for cost in self.ordered()
+                for cost in self.costs
             ],
         }
 

@@ -24,6 +24,23 @@ def evidence(mean: float, weight_bytes: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def ranking(text: str) -> dict[str, Any]:
+    """As `SiteRanking.to_json` gives it, of three sites; the last is broken."""
+    costs = [(0.004, {"needle": 0.5, "copying": -0.25}), (0.001, {"needle": 0.0, "copying": 0.125}), (None, {})]
+    sites = [
+        {
+            "site": f"{text}.{index}", "replaced": index == 1, "error": error, "recall": recall,
+            "score": None if error is None else 10 * error + sum(max(0.0, nats) for nats in recall.values()),
+            "parts": {"error": 10 * (error or 0.0)} | {name: max(0.0, nats) for name, nats in recall.items()},
+        }
+        for index, (error, recall) in enumerate(costs)
+    ]  # fmt: skip
+    return {
+        "rank": "recall", "error": "KL", "data": f"2 calibration windows; {text}", "seconds": 95.5, "reused": 1,
+        "sites": sites,
+    }  # fmt: skip
+
+
 def report(text: str = "encoder", site_count: int = 40) -> dict[str, Any]:
     """A report with every part, where each name and reason is or starts with `text`."""
     states = ("grafted", "softened", "returned", "refused")
@@ -39,6 +56,7 @@ def report(text: str = "encoder", site_count: int = 40) -> dict[str, Any]:
             "name": text, "text": f"{text}:bits={index}", "make": make, "changed_count": 3, "notes": [text],
             "states": {} if make == "rewrite" else {"grafted": 30, "softened": 4, "returned": 3, "refused": 3},
             "evidence": evidence(1.0 - 0.001 * index, 90_000_000 // (index + 1)),
+            "ranking": ranking(text) if make == "graft" else None,
         }
         for index, make in enumerate(("rewrite", "rewrite", "graft"))
     ]  # fmt: skip
