@@ -154,6 +154,12 @@ def test_a_model_that_reads_little_is_asked_less_far_back() -> None:
     assert not Copying().applies(replace(short, inputs=too_short))
 
 
+def test_a_model_is_asked_within_the_context_it_was_made_for(with_many_words: Program) -> None:
+    short = replace(with_many_words, context_length=100)
+    for probe in (AssociativeRecall(), Copying(), JointRecall()):
+        assert {len(recall.tokens) <= 100 for recall in probe.drawn(short, 0)} == {True}
+
+
 def test_farther_questions_can_be_asked(with_many_words: Program) -> None:
     assert {len(recall.tokens) for recall in Copying().drawn(with_many_words, 0, reach=256)} == {512}
 

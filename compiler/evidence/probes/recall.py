@@ -97,10 +97,8 @@ class RecallProbe(Probe):
         return recall_score(recalls, (logits_of(program, recall) for recall in recalls))
 
     def _reach(self, program: Program, wanted: int) -> int:
-        """The largest half, quarter, ... of `wanted` whose sequences the model can read; 0 where that is too little."""
-        length = _token_dims(program)[1]
-        assert isinstance(length, Dimension)
-        while wanted >= LEAST_REACH and length.range.nearest(self.longest(wanted)) != self.longest(wanted):
+        """The largest half, quarter, ... of `wanted` whose sequences the model reads; 0 where that is too little."""
+        while wanted >= LEAST_REACH and not _reads(program, self.longest(wanted)):
             wanted //= 2
         return wanted if wanted >= LEAST_REACH else 0
 
@@ -156,6 +154,13 @@ def with_line_ends(program: Program, lines: Tensor) -> Tensor:
 
     found = text_tokenizer(program)[1]("\n") if program.tokenizer is not None else []
     return torch.cat([lines, torch.tensor([found[-1:]], dtype=torch.int64).expand(len(lines), -1)], 1)
+
+
+def _reads(program: Program, count: int) -> bool:
+    """Whether the model takes that many tokens, and was made for as many."""
+    length = _token_dims(program)[1]
+    assert isinstance(length, Dimension)
+    return length.range.nearest(count) == count and count <= (program.context_length or count)
 
 
 def _token_dims(program: Program) -> tuple[int | Dimension, int | Dimension]:
