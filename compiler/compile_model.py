@@ -98,7 +98,10 @@ def compile_model(
     healing = None if recipe.heal is None else HealingPlan(recipe.heal, heal_folder)
     data = load_dataset(recipe.data, captured, recipe.seed, TRAINING_TOKENS if healing else 0)
     probes = tuple(probe() for probe in registry.probes().values())
-    context = PassContext(target, data, recipe.max_drop, recipe.seed, progress=progress, healing=healing, probes=probes)
+    context = PassContext(
+        target, data, recipe.max_drop, recipe.seed, progress=progress, healing=healing, probes=probes,
+        mixers=registry.mixers(),
+    )  # fmt: skip
     pipeline = Pipeline(passes, context, registry.manager.hook, probes)
     timed = time_large_model(captured, data)
     program, before, records = pipeline.run(captured)

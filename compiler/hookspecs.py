@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from compiler.backend import Backend
     from compiler.evidence import Probe
     from compiler.frontends import Frontend
+    from compiler.mixers import Mixer
     from compiler.program import Program
     from compiler.rewriting import Pass, PassContext, PassResult
 
@@ -43,6 +44,11 @@ def register_pipelines() -> dict[str, str]:  # type: ignore[empty-body]
 @hookspec
 def register_probes() -> list[type[Probe]]:  # type: ignore[empty-body]
     """Return the probe classes whose scores are added to the evidence after every pass."""
+
+
+@hookspec
+def register_mixers() -> list[type[Mixer]]:  # type: ignore[empty-body]
+    """Return the mixer classes that this plugin adds, for `linear-attention:kind=`; each is found by its `name`."""
 
 
 @hookspec

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from compiler.backend import Backend
     from compiler.evidence import Probe
     from compiler.frontends import Frontend
+    from compiler.mixers import Mixer
     from compiler.rewriting import Pass
 
 BUILT_IN = (
@@ -70,6 +71,10 @@ class Registry:
     def probes(self) -> dict[str, type[Probe]]:
         """Probe classes by name, sorted."""
         return self._collect("register_probes", "probe")
+
+    def mixers(self) -> dict[str, type[Mixer]]:
+        """Mixer classes by name, sorted."""
+        return self._collect("register_mixers", "mixer")
 
     def pipelines(self) -> dict[str, str]:
         """Named pipelines. A family of rewrites, such as `fuse`, is one unless a plugin registers that name."""

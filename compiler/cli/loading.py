@@ -71,10 +71,11 @@ def rewritten(rewrite: Rewrite, program: Program, context: PassContext) -> tuple
     return after, result
 
 
-def looking_context(program: Program, shared: Shared, data: str | None = None) -> PassContext:
+def looking_context(loaded: LoadedModel, shared: Shared, data: str | None = None) -> PassContext:
     """A context without a budget."""
     from compiler.evidence.data import load_dataset
     from compiler.rewriting import PassContext
     from compiler.target import Target
 
-    return PassContext(Target("cpu"), load_dataset(data, program), progress=shared.terminal.progress)
+    dataset = load_dataset(data, loaded.program)
+    return PassContext(Target("cpu"), dataset, progress=shared.terminal.progress, mixers=loaded.registry.mixers())

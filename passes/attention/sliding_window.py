@@ -38,6 +38,7 @@ class SlidingWindow(ChoosesLayers, Graft):
 
     name: ClassVar[str] = "sliding-window"
     site_kinds: ClassVar[tuple[str, ...]] = ("token-mixer",)
+    requires: ClassVar[tuple[str, ...]] = ("canonicalize",)
 
     window: Annotated[int, "tokens that each token sees, itself included; in an encoder, on either side"] = 64
     sinks: Annotated[int, "first tokens of a sequence that every token sees"] = 4
@@ -48,6 +49,11 @@ class SlidingWindow(ChoosesLayers, Graft):
             raise ValueError(f"window={self.window}: a token sees at least itself")
         if self.sinks < 0:
             raise ValueError(f"sinks={self.sinks} is less than none")
+
+    @property
+    def reach(self) -> int:
+        """How many tokens back a grafted layer sees."""
+        return self.window
 
     def propose(self, site: Site, program: Program, context: PassContext) -> Replacement | Refusal:
         """The windowed attention, or why the site keeps all its tokens."""

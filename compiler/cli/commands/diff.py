@@ -38,7 +38,7 @@ def diff(
         from compiler.cli.loading import after_passes, load, looking_context
 
         loaded = load(side, shared, inputs, allow_pickle=allow_pickle)
-        return after_passes(loaded, passes, looking_context(loaded.program, shared))
+        return after_passes(loaded, passes, looking_context(loaded, shared))
 
     with shared.terminal.working("comparing"):
         left, right = read(a), read(b)

@@ -34,7 +34,7 @@ def explain(
         loaded = load(model, shared, inputs, allow_pickle=allow_pickle)
         passes = build_passes(parse_passes(pass_), loaded.registry.passes(), loaded.registry.pipelines())
         first = "" if any(one.name == after for one in passes) else after
-        context = looking_context(loaded.program, shared, data)
+        context = looking_context(loaded, shared, data)
         program = after_passes(loaded, first, context)
         documents = []
         for one in passes:

@@ -40,7 +40,7 @@ def inspect(
             loaded = load(model, shared, inputs, allow_pickle=allow_pickle)
         except UnsupportedOperatorsError as error:
             return _unsupported(error)
-        program = after_passes(loaded, passes, looking_context(loaded.program, shared))
+        program = after_passes(loaded, passes, looking_context(loaded, shared))
         document = program_document(program) | sites_document(program, find_sites(program, kind or None))
     return Answer(document, tuple(_shown(document)))
 
