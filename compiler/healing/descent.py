@@ -1,6 +1,7 @@
 """Gradient descent for a share of the wall time: judged on held-out data, the best kept, checkpointed, resumed.
 
     learning rate   rises over the first twentieth of the share, then falls to 0 along a cosine
+    last judgement  time for it is kept free
     early stop      where several judgements in a row were no better, the rest of the share is cut to a short fall
     a step too far  where the held-out loss is well above the best, the best comes back and the rate is a third
 
@@ -38,7 +39,9 @@ GRADIENT_NORM = 1.0
 
 @dataclass(frozen=True)
 class Settings:
-    """What one descent is given. `checkpoint_seconds` apart its state is written to `file`."""
+    """What one descent is given. Every `checkpoint_seconds` its state is written to `file`. `start` is the held-out
+    loss at first, where that is known.
+    """
 
     seconds: float
     optimizer: str
@@ -47,6 +50,7 @@ class Settings:
     checkpoint_seconds: float = 20.0
     judge_seconds: float = 0.0
     most_steps: int | None = None
+    start: float | None = None
 
 
 @dataclass
@@ -100,16 +104,18 @@ class Descent:
         started = self._wall.spent - course.seconds
         judged = kept = self._wall.spent
         if course.start == math.inf:
-            course.start = self._judged()
+            course.start = self._judged() if settings.start is None else settings.start
         interval = max(settings.judge_seconds, settings.seconds / JUDGEMENTS)
+        reserve = 0.0
         while not interruption and course.share_done < 1 and course.steps != settings.most_steps:
             self._step()
             now = self._wall.spent
-            course.seconds = now - started
+            course.seconds = now - started + reserve
             if now - judged >= interval:
                 self._weigh(self._judged())
-                judged = now = self._wall.spent
-                course.seconds = now - started
+                judged = self._wall.spent
+                reserve = judged - now
+                course.seconds = judged - started + reserve
             if now - kept >= settings.checkpoint_seconds:
                 self._keep()
                 kept = self._wall.spent

@@ -96,6 +96,8 @@ class _Healing:
     ) -> None:
         self.teacher, self.student = teacher, student
         self.patients, self.learners, self.work = patients, learners, work
+        pairs = enumerate(zip(patients, learners.stand_ins, strict=True))
+        self.alone = [index for index, (patient, own) in pairs if own and patient.alone]
         self.context, self.options, self.interruption = context, plan.options, interruption
         self.wall = WallTime(plan.options.seconds, work.folder, plan.clock)
         self.resumed = self.wall.spent > 1.0
@@ -117,7 +119,7 @@ class _Healing:
         first = _values(self.learners)
         began = self.wall.spent
         self.wall.keep()
-        data = self._capture(views, whole) if any(self.learners.stand_ins) else None
+        data = self._capture(views, whole) if self.alone else None
         captured = self.wall.spent
         sites = () if data is None else self._heal_sites(data, views)
         after_sites = lesson.judged(self.parts.held_out) if sites else start
@@ -156,8 +158,7 @@ class _Healing:
 
     def _measured_form(self) -> Form:
         """Which form of frozen weights is faster here, and how far batches have to be cut."""
-        sides = [frozen_graph(self.teacher, WeightForms(half=half)) for half in (False, True)]
-        half = half_is_faster(sides[0], sides[1], self.teacher.complete(self.parts.training[0]))
+        half = half_is_faster(self.teacher)
         parts, halvings = self.parts, 0
         lesson, _ = self._lesson(WeightForms(half=half))
         while halvings < MOST_HALVINGS and not fits(lesson, self.parts.training[0], self.options.memory):
@@ -186,8 +187,7 @@ class _Healing:
     def _capture(self, views: Sequence[SiteView], teacher: fx.GraphModule) -> SiteData:
         """Run the teacher on as many batches as disk and time allow: at first some to judge by, then some to learn."""
         placeholders = [node.name for node in self.teacher.placeholders()]
-        own = [view for view, learner in zip(views, self.learners.stand_ins, strict=True) if learner]
-        names = {name for view in own for name in view.kept(placeholders)}
+        names = {name for index in self.alone for name in views[index].kept(placeholders)}
         activations = Activations(self.work.activations, teacher, names)
         held_out = self.parts.held_out[:SITE_HELD_OUT]
         batches = [*held_out, *self.parts.training]
@@ -208,7 +208,7 @@ class _Healing:
 
     def _heal_sites(self, data: SiteData, views: Sequence[SiteView]) -> tuple[HealedSite, ...]:
         """Each in turn gets an equal part of what is left for them; what one does not need, the next ones share."""
-        own = [index for index, learner in enumerate(self.learners.stand_ins) if learner]
+        own = self.alone
         until = self.wall.spent + min(self.wall.left, SITE_SHARE * self.options.seconds)
         found = []
         for done, index in enumerate(own):
@@ -235,6 +235,7 @@ class _Healing:
             LEARNING_RATE,
             self.work.end_to_end,
             judge_seconds=BEST_JUDGED_APART,
+            start=start,
         )
         parameters, seed = self.learners.all(), self.context.seed
         training, held_out = self.parts.training, self.parts.held_out

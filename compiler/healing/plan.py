@@ -33,11 +33,14 @@ class HealingPlan:
 
 @dataclass(frozen=True)
 class Patient:
-    """A grafted site: the module that stands in for it, and which of its parameters may learn (names or globs)."""
+    """A grafted site: the module that stands in for it, which of its parameters may learn (names or globs), and whether
+    they first do so on their own.
+    """
 
     site: Site
     module: nn.Module
     heal: tuple[str, ...]
+    alone: bool = True
 
 
 @dataclass(frozen=True)
