@@ -55,6 +55,9 @@ def apply_graft(
     for index in range(len(grafted)):
         bench.set_rung(index, 0)
     healing = _heal(bench, program, context)
+    for item in grafted:
+        if item.rungs[0].settle is not None:
+            item.rungs[0].settle()
     notes: tuple[str, ...] = ()
     if context.max_drop is not None and context.data.scoring:
         notes = _hold_budget(bench, reference, context)
@@ -171,7 +174,8 @@ def _heal(bench: _Workbench, teacher: Program, context: PassContext) -> HealingR
     from compiler.healing.heal import heal
     from compiler.healing.plan import Patient
 
-    patients = [Patient(one.site, one.rungs[0].module, one.rungs[0].heal) for one in bench.grafted]
+    first = [(one.site, one.rungs[0]) for one in bench.grafted]
+    patients = [Patient(site, rung.module, rung.heal, rung.alone) for site, rung in first]
     healed = heal(bench.graft.name, teacher, bench.trial(), patients, context)
     if healed is None:
         return None

@@ -114,12 +114,15 @@ class Replacement:
 
     `heal` names its parameters that healing may train, globs among them. `states` says which of the Program's states it
     holds in another dtype, by the name of their input. `gentler` is what the pipeline tries before it gives the site
-    back entirely.
+    back entirely. `alone` says whether it first learns what its site gives, on its own: what was fitted to that already
+    has nothing to gain from it. `settle` is called once no healing follows, or what there was has ended.
     """
 
     module: nn.Module
     note: str
     heal: tuple[str, ...] = ()
+    alone: bool = True
+    settle: Callable[[], None] | None = field(default=None, repr=False)
     states: Mapping[str, torch.dtype] = field(default_factory=dict)
     gentler: Callable[[], Replacement | Refusal] | None = field(default=None, repr=False)
 

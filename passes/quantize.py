@@ -123,6 +123,8 @@ class Quantize(Graft):
                     proposal.gentler = None  # which would keep float weights and statistics in memory
                 if walk is not None:
                     walk.replace(site, proposal.module)
+                if context.healing is not None and proposal.heal:
+                    proposal.module.learn_scales()  # type: ignore[operator]
             yield proposal
 
     def _proposal(
@@ -200,7 +202,7 @@ class Quantize(Graft):
         module = block_linear(layer, form, self.rounding)
         note = f"{bits}-bit weights in blocks of {form.block_size}{_rounded(self.rounding, layer)}"
         gentler = (lambda: self._blocks(layer, 2 * bits)) if bits < 8 else None
-        return Replacement(module, note, gentler=gentler)
+        return Replacement(module, note, heal=("gains",), alone=False, settle=module.settle, gentler=gentler)
 
     def _convolution(self, site: Site, program: Program) -> Replacement:
         bias = site.bindings["bias"]

@@ -14,7 +14,8 @@ from compiler.ops.dequantize_linear import dequantize_linear
 from compiler.ops.dynamic_quantized_linear import dynamic_quantized_linear
 from compiler.ops.quantized_embedding import quantized_embedding
 from compiler.ops.quantized_linear import quantized_linear
-from compiler.quantization.packing import pack_codes, pack_zero_points
+from compiler.quantization.block_product import BlockProduct
+from compiler.quantization.packing import pack_codes, pack_zero_points, unpack_codes, unpack_zero_points
 from compiler.quantization.scales import Grid
 
 CONVOLUTIONS = {1: functional.conv1d, 2: functional.conv2d, 3: functional.conv3d}
@@ -90,16 +91,22 @@ class PackedBlocks:
 
 
 class BlockQuantizedLinear(nn.Module):
-    """Weights of 2, 4 or 8 bits with a scale, and maybe a zero point, for each block of inputs."""
+    """Weights of 2, 4 or 8 bits with a scale, and maybe a zero point, for each block of inputs.
+
+    Between `learn_scales` and `settle`, each scale is multiplied with one plus its gain, a parameter.
+    """
 
     weight: Tensor
     scales: Tensor
     zero_points: Tensor | None
     bias: Tensor | None
+    gains: nn.Parameter | None
+    steps: Tensor | None
 
     def __init__(self, packed: PackedBlocks, bias: Tensor | None) -> None:
         """The buffers are `packed`'s own tensors, so that several modules store them once."""
         super().__init__()
+        self.gains = self.steps = None
         self.bits, self.block_size = packed.bits, packed.block_size
         self.register_buffer("weight", packed.weight)
         self.register_buffer("scales", packed.scales)
@@ -108,10 +115,29 @@ class BlockQuantizedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x [..., in] to [..., out]."""
-        y: Tensor = quantized_linear(
-            x, self.weight, self.scales, self.zero_points, self.bias, self.bits, self.block_size
-        )
-        return y
+        y: Tensor
+        if self.gains is None:
+            y = quantized_linear(x, self.weight, self.scales, self.zero_points, self.bias, self.bits, self.block_size)
+            return y
+        y = BlockProduct.apply(x, self.steps, self.scales * (1 + self.gains))  # type: ignore[no-untyped-call]
+        return y if self.bias is None else y + self.bias
+
+    def learn_scales(self) -> None:
+        """Give every scale a gain that can be trained."""
+        self.gains = nn.Parameter(torch.zeros_like(self.scales))
+        codes = unpack_codes(self.weight, self.bits).to(torch.int16)  # [out, blocks, block_size]
+        middle = torch.full_like(self.scales, 2 ** (self.bits - 1), dtype=torch.int16)
+        if self.zero_points is not None:
+            middle = unpack_zero_points(self.zero_points, self.bits, self.scales.shape[1]).to(torch.int16)
+        steps = codes - middle[..., None]
+        self.steps = steps if self.bits == 8 else steps.to(torch.int8)
+
+    def settle(self) -> None:
+        """Put the gains into the scales, and be as before."""
+        if self.gains is not None:
+            learned = (self.scales * (1 + self.gains.detach()))[..., None]
+            self.scales = Grid(learned, learned, 0, 2**self.bits - 1).in_half().scale[..., 0].contiguous()
+        self.gains = self.steps = None
 
 
 class SharedTableRows(nn.Module):

@@ -19,6 +19,8 @@ ZERO_SHIFTS = (0, -1, 1)
 """Zero points to try, around the one that the range of the row gives."""
 SMALLEST_SCALE = 2.0**-100
 """For rows of zeros: any scale is right, and this one is a normal float32."""
+SMALLEST_HALF = 2.0**-14
+"""The smallest number that float16 holds with all its digits."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,14 @@ class Grid:
     def values(self, codes: Tensor) -> Tensor:
         """What the codes stand for."""
         return (codes - self.zero) * self.scale
+
+    def in_half(self) -> Grid:
+        """With scales rounded to float16, which files then hold in half the bytes; as it is where some are too large or
+        too small for that.
+        """
+        rounded = torch.where(self.scale.abs() <= SMALLEST_SCALE, SMALLEST_HALF, self.scale).half().float()
+        fits = torch.isfinite(rounded).all() and bool((rounded.abs() >= SMALLEST_HALF).all())
+        return Grid(rounded, self.zero, self.low, self.high) if fits else self
 
 
 def symmetric_grid(weight: Tensor, bits: int, clip: Clip) -> Grid:

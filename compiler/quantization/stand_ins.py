@@ -76,7 +76,7 @@ class BlockForm:
     def grid(self, blocks: Tensor, importance: Tensor | None = None) -> Grid:
         """Unsigned codes for blocks [out, blocks, block_size]; importance [blocks, block_size] weights the errors."""
         make = asymmetric_grid if self.zero_points else lopsided_grid
-        return make(blocks, self.bits, self.clip, importance)
+        return make(blocks, self.bits, self.clip, importance).in_half()
 
     def packed(self, codes: Tensor, grid: Grid) -> PackedBlocks:
         """The codes [out, blocks, block_size] on their grid, as kernels read them."""
@@ -130,7 +130,7 @@ def _compensated_blocks(weight: Tensor, form: BlockForm, firm: Tensor, compensat
     grid = form.grid(blocks, firm.diagonal().sqrt().reshape(-1, size))
     flat = Grid(_per_input(grid.scale, size), _per_input(grid.zero, size), grid.low, grid.high)
     codes = compensation.codes(weight, flat).reshape(blocks.shape)
-    grid = Grid(refitted_scales(weight, grid, codes, firm), grid.zero, grid.low, grid.high)
+    grid = Grid(refitted_scales(weight, grid, codes, firm), grid.zero, grid.low, grid.high).in_half()
     return form.packed(codes, grid)
 
 
