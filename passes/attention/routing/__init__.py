@@ -1,0 +1,1 @@
+"""Routers: what tells, once for a context, whether a layer needs all of its attention there, and how it learns to."""
