@@ -44,11 +44,8 @@ class GatedAttention(ChoosesLayers, Graft):
             return Refusal("its mask has batch and heads as one dim", site.output.name)
         sizes = MixerSizes.of(site)
         per_head = sizes.value_dim if self.gates == "element" else 1
-        return Replacement(
-            GateBehindAttention(site, sizes, per_head),
-            f"a gate for each {self.gates}, 1 until healed",
-            heal=("gate.*",),
-        )
+        note = f"a gate for each {self.gates}, 1 until healed"
+        return Replacement(GateBehindAttention(site, sizes, per_head), note, heal=("gate.*",))
 
 
 class GateBehindAttention(nn.Module):

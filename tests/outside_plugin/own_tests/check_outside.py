@@ -38,3 +38,4 @@ def test_the_entry_point_is_found():
     assert "drop-multiply-by-one" in registry.passes()
     assert {"outside-text"} <= set(registry.backends())
     assert {"scaled"} <= set(registry.frontends())
+    assert "last-token" in registry.mixers()

@@ -8,12 +8,14 @@ from typing import Any, ClassVar
 
 import torch
 from regraft_outside.drop_multiply_by_one import DropMultiplyByOne
+from regraft_outside.last_token import LastToken
 from regraft_outside.scaled_frontend import ScaledFrontend
 from regraft_outside.text_backend import TextBackend
 
 from compiler.backend import Backend
 from compiler.evidence import Probe
 from compiler.frontends import Frontend
+from compiler.mixers import Mixer
 from compiler.hookspecs import hookimpl
 from compiler.program import Program
 from compiler.rewriting import Pass, PassContext, PassResult
@@ -68,6 +70,12 @@ def register_pipelines() -> dict[str, str]:
 def register_probes() -> list[type[Probe]]:
     called("register_probes")
     return [FiniteWeights]
+
+
+@hookimpl
+def register_mixers() -> list[type[Mixer]]:
+    called("register_mixers")
+    return [LastToken]
 
 
 @hookimpl
