@@ -98,6 +98,14 @@ def evidence_summary(result: CompileResult) -> dict[str, Scalar]:
             for name, value in vars(fidelity).items()
             if value is not None and name not in ("largest_error", "row_count")
         }
+    for record in result.records:
+        if (healing := record.result.healing) is not None:
+            summary |= {
+                "healing_seconds": healing.seconds,
+                "healing_tokens": healing.tokens,
+                "healing_loss_before": healing.start,
+                "healing_loss_after": healing.end,
+            }
     summary |= {f"probe_{name.replace('-', '_')}": score for name, score in result.evidence.probes.items()}
     return {name: value for name, value in summary.items() if not isinstance(value, float) or math.isfinite(value)}
 

@@ -128,8 +128,8 @@ class _Healing:
             _set(self.learners, first)
             notes = (f"trained alone, stand-ins made the whole worse ({after_sites:.4g}); they began again",)
             after_sites = start
-        sites_done = self.wall.spent
         course = self._heal_together(lesson, after_sites)
+        together = self.wall.spent - course.seconds
         if not self.interruption and data is not None:
             data.activations.clear()
         return HealingRecord(
@@ -145,7 +145,7 @@ class _Healing:
             start=start,
             after_sites=after_sites,
             end=min(course.best, course.start),
-            curve=((0.0, start), *((sites_done + seconds, loss) for seconds, loss in course.curve)),
+            curve=((0.0, start), *((together + seconds, loss) for seconds, loss in course.curve)),
             sites=sites,
             optimizer=self.options.optimizer,
             lora=self.options.lora,
@@ -175,16 +175,16 @@ class _Healing:
         training = halved(self.parts.training, by_tokens=by_tokens)
         self.parts = _Parts(training, halved(self.parts.held_out, by_tokens=by_tokens))
 
-    def _lesson(self, forms: WeightForms) -> tuple[Lesson, list[SiteView]]:
+    def _lesson(self, forms: WeightForms) -> tuple[Lesson, dict[int, SiteView]]:
         teacher = frozen_graph(self.teacher, forms)
-        views = [site_view(teacher, patient.site) for patient in self.patients]
+        views = {index: site_view(teacher, self.patients[index].site) for index in self.alone}
         changes = {change.weight: change.module for change in self.learners.changes}
         student = frozen_graph(self.student, forms, changes)
         objective = cut_graphs(self.teacher, teacher, student)
         complete, row_mask = self.teacher.complete, self.context.data.row_mask
         return Lesson(teacher, student, objective, complete, row_mask, self.tokens), views
 
-    def _capture(self, views: Sequence[SiteView], teacher: fx.GraphModule) -> SiteData:
+    def _capture(self, views: Mapping[int, SiteView], teacher: fx.GraphModule) -> SiteData:
         """Run the teacher on as many batches as disk and time allow: at first some to judge by, then some to learn."""
         placeholders = [node.name for node in self.teacher.placeholders()]
         names = {name for index in self.alone for name in views[index].kept(placeholders)}
@@ -206,7 +206,7 @@ class _Healing:
 
         return SiteData(activations, inputs, range(len(held_out), count), range(len(held_out)))
 
-    def _heal_sites(self, data: SiteData, views: Sequence[SiteView]) -> tuple[HealedSite, ...]:
+    def _heal_sites(self, data: SiteData, views: Mapping[int, SiteView]) -> tuple[HealedSite, ...]:
         """Each in turn gets an equal part of what is left for them; what one does not need, the next ones share."""
         own = self.alone
         until = self.wall.spent + min(self.wall.left, SITE_SHARE * self.options.seconds)

@@ -147,6 +147,30 @@ def ranking_chart(sites: Sequence[Mapping[str, Any]]) -> Markup:
     return _svg("What each site costs alone, and which are replaced", bottom + 16 * math.ceil(len(names) / 3), rows)
 
 
+def curve_chart(points: Sequence[tuple[float, float]], marks: Sequence[tuple[float, str]] = ()) -> Markup:
+    """A line through (seconds, loss) on a scale from 0, with its first and least values, and dashed marks in time."""
+    last = max([seconds for seconds, _ in points] + [1e-9])
+    largest = max([loss for _, loss in points] + [1e-12])
+    left, top, width, height = 6, 20, WIDTH - 12, 120
+    places = [(left + width * seconds / last, top + height * (1 - loss / largest)) for seconds, loss in points]
+    line = "L".join(f"{x:.1f} {y:.1f}" for x, y in places)
+    rows = [Markup('<path class="axis" d="M{} {}H{}"/>').format(left, top + height, left + width)]
+    rows.append(Markup('<path class="curve" d="M{}"/>').format(line))
+    for (seconds, loss), (x, y) in zip(points, places, strict=True):
+        rows.append(_dot(x, y, "a", f"{seconds:.0f} s: {loss:.4g}"))
+    for seconds, text in marks:
+        x = left + width * seconds / last
+        dashed = Markup('<path class="whisker" stroke-dasharray="3 3" d="M{:.1f} {}V{}"/>')
+        rows.append(dashed.format(x, top, top + height))
+        rows.append(Markup('<text class="tick" x="{:.1f}" y="{}">{}</text>').format(x + 4, top + 10, text))
+    ends = f"{points[0][1]:.4g} to {min(loss for _, loss in points):.4g}"
+    rows.append(Markup('<text class="value" x="{}" y="12">{}</text>').format(WIDTH, ends))
+    rows.append(Markup('<text class="tick" x="{}" y="{}">0 s</text>').format(left, top + height + 14))
+    end = Markup('<text class="tick" x="{}" y="{}" text-anchor="end">{}</text>')
+    rows.append(end.format(left + width, top + height + 14, formats.duration(last)))
+    return _svg("Held-out loss while healing", top + height + 20, rows)
+
+
 def _svg(title: str, height: float, parts: Sequence[Markup]) -> Markup:
     frame = Markup('<svg viewBox="0 0 {} {:.0f}" role="img" aria-label="{}">{}</svg>')
     return frame.format(WIDTH, height, title, Markup("").join(parts))

@@ -9,7 +9,8 @@
                         captured; after also payload_bytes
     payload             fidelity of the lowered payload itself; null where it could not be run
     max_drop            the budget, or null
-    passes              in order: name, text, make, changed_count, states (count by state), evidence, notes, ranking
+    passes              in order: name, text, make, changed_count, states (count by state), evidence, notes, ranking,
+                        healing (null, or what was trained: the fields of compiler/healing/record.py)
     passes.ranking      null, or why a graft took the sites it took: rank, error (what errors are of), data, seconds,
                         reused, and sites in graph order: site, replaced, score (the sum of parts), parts by name,
                         error and recall (nats lost by probe) as measured; null where outputs were broken
@@ -34,6 +35,7 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from compiler import __version__
+from compiler.report.healing_text import healing_text
 from compiler.report.weight_kinds import weight_bytes_by_kind
 
 if TYPE_CHECKING:
@@ -134,9 +136,14 @@ def _pass_document(record: PassRecord) -> dict[str, Any]:
         "changed_count": len(record.result.changed),
         "states": dict(states),
         "evidence": record.evidence.to_json(),
-        "notes": list(record.result.notes),
+        "notes": [*record.result.notes, *_healing_note(record)],
+        "healing": None if record.result.healing is None else record.result.healing.to_json(),
         "ranking": None if record.result.ranking is None else record.result.ranking.to_json(),
     }
+
+
+def _healing_note(record: PassRecord) -> tuple[str, ...]:
+    return () if record.result.healing is None else (healing_text(record.result.healing.to_json()),)
 
 
 def _site_documents(record: PassRecord) -> list[dict[str, Any]]:

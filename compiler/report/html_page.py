@@ -8,6 +8,7 @@ from typing import Any
 from markupsafe import Markup
 
 from compiler.report import charts, formats
+from compiler.report.healing_text import learned_from
 
 TEMPLATE = Path(__file__).parent / "report.html.j2"
 LISTED_SITES = 250
@@ -127,6 +128,7 @@ def _charts(document: dict[str, Any]) -> list[tuple[str, Markup, str]]:
             found.append(
                 (f"Layers: {one['name']}", charts.ranking_chart(one["ranking"]["sites"]), ranking_caption(one))
             )
+    found += [_healing_chart(one["name"], one["healing"]) for one in document["passes"] if one["healing"] is not None]
     drops = sorted((site for site in document["sites"] if site["drop"] is not None), key=lambda site: -site["drop"])
     if drops:
         worst = [(site["site"], site["state"], site["drop"]) for site in drops[:LISTED_DROPS]]
@@ -143,6 +145,17 @@ def ranking_caption(one: dict[str, Any]) -> str:
         f"What each site costs when it alone is replaced: {lost} ({ranking['error']}), on {ranking['data']}. "
         "In the order of the graph; a mark below says that the site is replaced."
     )
+
+
+def _healing_chart(name: str, healing: dict[str, Any]) -> tuple[str, Markup, str]:
+    points = [(seconds, loss) for seconds, loss in healing["curve"] if loss is not None]
+    together = healing["seconds"] - healing["end_to_end_seconds"]
+    picture = charts.curve_chart(points, [(together, "all together")] if healing["sites"] else [])
+    caption = (
+        f"{healing['unit']}, on data that {name} was not trained on; "
+        f"{healing['parameters']:,} numbers learned from {learned_from(healing)}."
+    )
+    return "Healing", picture, caption
 
 
 def _steps(document: dict[str, Any]) -> list[tuple[str, float, float]]:

@@ -41,6 +41,18 @@ def ranking(text: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def healing(text: str) -> dict[str, Any]:
+    """A healing of two sites."""
+    site = {"site": text, "before": 0.2, "after": 0.1, "steps": 40, "seconds": 5.0, "kept": True}
+    return {
+        "budget_seconds": 900.0, "seconds": 899.0, "capture_seconds": 40.0, "site_seconds": 10.0,
+        "end_to_end_seconds": 800.0, "steps": 600, "tokens": 614_400, "parameters": 921_600, "unit": text,
+        "start": 0.0854, "after_sites": 0.07, "end": 0.0412, "curve": [[0.0, 0.0854], [99.0, 0.07], [899.0, 0.0412]],
+        "sites": [site, site | {"kept": False}], "optimizer": text, "lora": 16, "half": True, "resumed": False,
+        "interrupted": False, "stopped_early": True, "notes": [text],
+    }  # fmt: skip
+
+
 def report(text: str = "encoder", site_count: int = 40) -> dict[str, Any]:
     """A report with every part, where each name and reason is or starts with `text`."""
     states = ("grafted", "softened", "returned", "refused")
@@ -57,6 +69,7 @@ def report(text: str = "encoder", site_count: int = 40) -> dict[str, Any]:
             "states": {} if make == "rewrite" else {"grafted": 30, "softened": 4, "returned": 3, "refused": 3},
             "evidence": evidence(1.0 - 0.001 * index, 90_000_000 // (index + 1)),
             "ranking": ranking(text) if make == "graft" else None,
+            "healing": healing(text) if make == "graft" else None,
         }
         for index, make in enumerate(("rewrite", "rewrite", "graft"))
     ]  # fmt: skip
