@@ -15,8 +15,8 @@ from regraft_outside.text_backend import TextBackend
 from compiler.backend import Backend
 from compiler.evidence import Probe
 from compiler.frontends import Frontend
-from compiler.mixers import Mixer
 from compiler.hookspecs import hookimpl
+from compiler.mixers import Mixer
 from compiler.program import Program
 from compiler.rewriting import Pass, PassContext, PassResult
 
