@@ -85,7 +85,7 @@ def rank_sites(graft: Graft, sites: Sequence[Site], program: Program, context: P
 
 
 def _measure(
-    graft: ChoosesLayers,
+    graft: Graft,
     sites: Sequence[Site],
     program: Program,
     context: PassContext,
@@ -93,13 +93,11 @@ def _measure(
     cache: RankingCache,
 ) -> None:
     """Add to `cache` what each of `sites` costs that the graft has a stand-in for."""
-    assert isinstance(graft, Graft)
+    assert isinstance(graft, ChoosesLayers)
     place = {node: index for index, node in enumerate(program.graph.nodes)}
     ordered = sorted(sites, key=lambda site: place[site.output])
     meter: SiteMeter | None = None
-    for index, (site, proposal) in enumerate(
-        zip(ordered, graft.propose_all(ordered, program, context), strict=True), 1
-    ):
+    for index, (site, proposal) in enumerate(zip(ordered, graft.ranked(ordered, program, context), strict=True), 1):
         if isinstance(proposal, Refusal):
             continue
         if proposal.states:

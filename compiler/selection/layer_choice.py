@@ -12,12 +12,17 @@ ONNX files, it is the site's place among the graft's sites.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
-from compiler.sites import Site
+from compiler.rewriting import Graft
+from compiler.sites import Refusal, Site
+
+if TYPE_CHECKING:
+    from compiler.program import Program
+    from compiler.rewriting import PassContext, Replacement
 
 AUTO, NOT = "auto-", "not-"
 EVERY = re.compile(r"every-([1-9]\d*)(st|nd|rd|th)")
@@ -42,6 +47,11 @@ class ChoosesLayers:
     def reach(self) -> int:
         """How many tokens back a stand-in sees what the site saw: recall is measured from twice as far."""
         return int(getattr(self, "window", None) or 0)
+
+    def ranked(self, sites: Sequence[Site], program: Program, context: PassContext) -> Iterator[Replacement | Refusal]:
+        """Stand-ins while sites are ranked: as a rule those that the graft proposes."""
+        assert isinstance(self, Graft)
+        return self.propose_all(sites, program, context)
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
-"""Contexts that a router learns from: text, text that repeats itself, and recall; and what each loses in a window.
+"""Contexts that routers learn from, and what each of them loses in a window.
 
-The loss of a context is KL(before || after) in nats a token when every candidate site has a window at once: of the
-tokens of text; of what repeats, where it does; of the answers, where recall is asked for. One layer alone would say
-less: others make up for it.
+Text, text that repeats itself, and the sequences of recall probes; none of it judges the result. What a context loses
+is KL(before || after) in nats a token when every candidate site has a window at once: of all tokens of text, of those
+that repeat, of the answers where recall is asked for. One site alone would say less, since others make up for it.
 """
 
 from __future__ import annotations
@@ -14,4 +14,106 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, fx, nn
 
-from compiler.compiler_placeholder import x  # noqa
+from compiler.evidence.language import MASK, TOKENS, divergences
+from compiler.evidence.probes.recall import Recall, RecallProbe, recall_batch
+from compiler.lanes import Lane, dead_after
+from compiler.passes.attention.routing.routed_attention import pooled
+
+if TYPE_CHECKING:
+    from compiler.program import Program
+    from compiler.rewriting import PassContext
+    from compiler.sites import Site
+
+TEXT, REPEATED = "text", "repeated text"
+MOST_TEXTS = 16
+DRAWS = 2
+"""How many times each probe draws its sequences."""
+
+
+@dataclass(frozen=True)
+class Context:
+    """Token ids [tokens], and the positions after which what is foretold counts."""
+
+    kind: str
+    tokens: Tensor
+    places: Tensor
+
+
+@dataclass(frozen=True)
+class Observation:
+    """What a context loses in windows, and what each site's router sees of it: [2 * width] by the site's output."""
+
+    kind: str
+    lost: float
+    seen: Mapping[fx.Node, Tensor]
+
+
+def language_contexts(program: Program, context: PassContext, reach: int) -> list[Context]:
+    """Contexts for a language model, drawn from calibration data and from probes that ask `reach` tokens back."""
+    texts = _texts(program, context)[:MOST_TEXTS]
+    found = [Context(TEXT, tokens, torch.arange(len(tokens))) for tokens in texts]
+    for tokens in texts:
+        half = tokens[: len(tokens) // 2]
+        found.append(Context(REPEATED, torch.cat([half, half]), torch.arange(len(half), 2 * len(half))))
+    for probe in context.probes:
+        if not isinstance(probe, RecallProbe) or not probe.applies(program):
+            continue
+        for draw in range(DRAWS):
+            for recall in probe.drawn(program, context.seed + draw, "ranking", reach):
+                answers = torch.cat([torch.arange(answer.start - 1, answer.stop - 1) for answer in recall.answers])
+                found.append(Context(probe.name, recall.tokens, answers))
+    return found
+
+
+def observed(
+    program: Program,
+    contexts: Sequence[Context],
+    sites: Sequence[Site],
+    windows: Mapping[fx.Node, nn.Module],
+    least: float,
+) -> Iterable[Observation]:
+    """Run every context as it is and with `windows` in place of all `sites`.
+
+    A router will see what it sees here: hidden states of the Program with windows where a context loses no more than
+    `least`, and those of the Program as it is where it loses more.
+    """
+    for context in contexts:
+        batch = recall_batch(program, Recall(context.tokens, ()))
+        before, seen_before = _run(program, batch, sites, {})
+        after, seen_after = _run(program, batch, sites, windows)
+        rows = (logits[0, context.places].float().log_softmax(-1) for logits in (before, after))
+        lost = float(divergences(*rows).mean())
+        yield Observation(context.kind, lost, seen_before if lost > least else seen_after)
+
+
+def _texts(program: Program, context: PassContext) -> list[Tensor]:
+    """Token ids of each calibration sample, without padding."""
+    names = [spec.name for spec in program.inputs]
+    found = []
+    for batch in context.data.calibration:
+        tokens = batch[names.index(TOKENS)]
+        counts = batch[names.index(MASK)].sum(1) if MASK in names else torch.full((len(tokens),), tokens.shape[1])
+        found += [row[:count].long() for row, count in zip(tokens, counts.tolist(), strict=True)]
+    return found
+
+
+@torch.no_grad()
+def _run(
+    program: Program, batch: tuple[Tensor, ...], sites: Sequence[Site], stand_ins: Mapping[fx.Node, nn.Module]
+) -> tuple[Tensor, dict[fx.Node, Tensor]]:
+    """Logits with stand-ins in place of sites, and what a router at each site would see."""
+    nodes = list(program.graph.nodes)
+    by_output = {site.output: site for site in sites}
+    dead = dead_after(nodes, {site.output: site.inputs for site in sites})
+    lane = Lane(program, program.complete(batch))
+    seen: dict[fx.Node, Tensor] = {}
+    for node in nodes[:-1]:
+        if (site := by_output.get(node)) is not None:
+            seen[node] = pooled(lane.env[site.inputs[0]])[0]
+        if site is not None and node in stand_ins:
+            lane.env[node] = stand_ins[node](*(lane.env[one] for one in site.inputs))
+            lane.let_go(dead[node])
+        else:
+            lane.pass_node(node, dead[node])
+    logits: Tensor = lane.run_node(nodes[-1])[0]
+    return logits, seen
