@@ -99,8 +99,9 @@ def _error(stand_in: StandIn, data: SiteData, index: int) -> Tensor:
     known |= data.activations.read(index, kept)
     with torch.no_grad():
         inputs = run_slice(view.prepare, *(known[name] for name in view.read))
-        (wanted,) = run_slice(view.project, known[view.output])
-    (found,) = run_slice(view.project, stand_in.module(*inputs))
+        beside = [known[name] for name in view.beside]
+        (wanted,) = run_slice(view.project, known[view.output], *beside)
+    (found,) = run_slice(view.project, stand_in.module(*inputs), *beside)
     return (found - wanted).square().sum() / wanted.square().sum().clamp(min=1e-12)
 
 

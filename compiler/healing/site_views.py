@@ -25,13 +25,14 @@ MOST_NODES_AGAIN, MOST_LINEARS_AGAIN = 160, 4
 
 @dataclass(frozen=True)
 class SiteView:
-    """The parts of one site. `kept` are names of the nodes whose values `prepare` reads besides the Program's inputs,
-    then of its output; `read` are all that `prepare` takes, in order.
+    """The parts of one site. `read` names what `prepare` takes, in order, and `beside` which of the Program's inputs
+    `project` takes after the output: their sizes, as a rule.
     """
 
     name: str
     read: tuple[str, ...]
     output: str
+    beside: tuple[str, ...]
     prepare: fx.GraphModule
     project: fx.GraphModule
 
@@ -53,13 +54,15 @@ def site_view(module: fx.GraphModule, site: Site) -> SiteView:
     read = [leaf for leaf in leaves if leaf in made or leaf in inputs]
     output = nodes[site.output.name]
     after = _projection(module, output)
-    between = {output} if after is output else _made_of(after, [output]) or {output}
+    between = _made_of(after, [*_placeholders(module), output]) or {output}
+    beside = [one for one in _placeholders(module) if one in between]
     return SiteView(
         name=site.name,
         read=tuple(leaf.name for leaf in read),
         output=output.name,
+        beside=tuple(one.name for one in beside),
         prepare=_slice(module, read, made, inputs),
-        project=_slice(module, [output], between, [after]),
+        project=_slice(module, [output, *beside], between, [after]),
     )
 
 
@@ -70,7 +73,8 @@ def _placeholders(module: fx.GraphModule) -> list[fx.Node]:
 def _projection(module: fx.GraphModule, output: fx.Node) -> fx.Node:
     """The one linear layer that reads `output`, past changes of layout; otherwise `output`."""
     user = only_user(forward_through(output, LAYOUT))
-    follows = user is not None and _is_linear(module, user) and _made_of(user, [output]) is not None
+    follows = user is not None and _is_linear(module, user)
+    follows = follows and user is not None and _made_of(user, [*_placeholders(module), output]) is not None
     return user if follows and user is not None else output
 
 
