@@ -43,7 +43,10 @@ UNSERVED_TYPES = {
 
 @dataclass(frozen=True)
 class OnnxRuntime(Backend):
-    """Writes `model.onnx`; weights go beside it where they pass `external_above_bytes` (None: protobuf's limit)."""
+    """Writes `model.onnx`; weights go beside it where they pass `external_above_bytes`.
+
+    None: protobuf's limit, and 16 MB for decoders, whose weights are mapped.
+    """
 
     external_above_bytes: int | None = None
 
@@ -75,7 +78,7 @@ class OnnxRuntime(Backend):
         from compiler.backends.onnx_runtime.graph_passes import GRAPH_PASSES
         from compiler.backends.onnx_runtime.graph_passes.packed_projections import PROJECTIONS, pack_projections
         from compiler.backends.onnx_runtime.kernels import require_real_kernels, running_kernels
-        from compiler.backends.onnx_runtime.model_file import MODEL_FILE, PROTOBUF_LIMIT_BYTES, write_model
+        from compiler.backends.onnx_runtime.model_file import MODEL_FILE, write_model
         from compiler.backends.onnx_runtime.translate import onnx_model
 
         model = onnx_model(program)
@@ -89,8 +92,7 @@ class OnnxRuntime(Backend):
         opens_in_genai = bool(program.states) and obstacle is None
         if opens_in_genai:
             give_positions_a_default(model.graph)
-        limit = PROTOBUF_LIMIT_BYTES if self.external_above_bytes is None else self.external_above_bytes
-        files = write_model(model, folder, limit)
+        files = write_model(model, folder, self._largest_single_file(program, target))
         if opens_in_genai:
             files += write_genai_config(program, model.graph, folder, MODEL_FILE)
         kernels = running_kernels(folder / MODEL_FILE)
@@ -104,6 +106,14 @@ class OnnxRuntime(Backend):
             tolerance=_tolerance(model.graph, kernels),
             notes=_notes(target, obstacle),
         )
+
+    def _largest_single_file(self, program: Program, target: Target) -> int:
+        """Bytes of weights up to which they stand in the model's own file. Browsers map no files."""
+        from compiler.backends.onnx_runtime.model_file import MAPPED_ABOVE_BYTES, PROTOBUF_LIMIT_BYTES
+
+        if self.external_above_bytes is not None:
+            return self.external_above_bytes
+        return MAPPED_ABOVE_BYTES if program.states and target.name != "wasm" else PROTOBUF_LIMIT_BYTES
 
 
 def _tolerance(graph: ir.Graph, kernels: Mapping[str, int]) -> float:

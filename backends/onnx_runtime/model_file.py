@@ -10,6 +10,9 @@ MODEL_FILE = "model.onnx"
 WEIGHTS_FILE = "model.onnx.data"
 PROTOBUF_LIMIT_BYTES = 2**31 - 2**24
 """Protobuf's limit less room for the graph itself."""
+MAPPED_ABOVE_BYTES = 2**24
+"""A decoder's weights stand beside the graph from here on: ONNX Runtime maps that file, and what it packs into its own
+memory or reads a few rows of takes none a second time."""
 
 
 def write_model(model: ir.Model, folder: Path, external_above_bytes: int = PROTOBUF_LIMIT_BYTES) -> tuple[str, ...]:

@@ -32,16 +32,23 @@ class OnnxRuntimeEngine(Engine):
 
 
 def open_payload(entry: Path, manifest: Manifest, threads: int | None) -> Engine:
-    """Open the artifact's .onnx; the manifest's `options` are session configuration entries."""
-    return open_onnx(entry, threads, {key: str(value) for key, value in manifest.runtime.options.items()})
+    """Open the artifact's .onnx; the manifest's `options` are session configuration entries.
+
+    A decoder gets no arena: it is no faster with one, which would keep the scratch memory of the longest prompt.
+    """
+    configuration = {key: str(value) for key, value in manifest.runtime.options.items()}
+    return open_onnx(entry, threads, configuration, arena=manifest.generation is None)
 
 
-def open_onnx(path: Path, threads: int | None, configuration: Mapping[str, str] | None = None) -> OnnxRuntimeEngine:
+def open_onnx(
+    path: Path, threads: int | None, configuration: Mapping[str, str] | None = None, arena: bool = True
+) -> OnnxRuntimeEngine:
     """Open any .onnx file on the processor. `threads` None leaves the choice to ONNX Runtime."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = FATAL_ONLY
+    options.enable_cpu_mem_arena = arena
     if threads is not None:
         options.intra_op_num_threads = threads
     for key, value in (configuration or {}).items():

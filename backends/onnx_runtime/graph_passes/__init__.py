@@ -8,6 +8,7 @@ import onnx_ir as ir
 
 from compiler.backends.onnx_runtime.graph_passes.attention_layout import absorb_head_transposes
 from compiler.backends.onnx_runtime.graph_passes.dead_nodes import remove_dead_nodes
+from compiler.backends.onnx_runtime.graph_passes.gathered_tables import store_tables_for_gather
 from compiler.backends.onnx_runtime.graph_passes.hard_sigmoid import write_hard_sigmoids
 from compiler.backends.onnx_runtime.graph_passes.leading_items import sort_leading_items_only
 from compiler.backends.onnx_runtime.graph_passes.packed_projections import pack_projections
@@ -16,6 +17,7 @@ from compiler.backends.onnx_runtime.graph_passes.residual_sum import write_resid
 GRAPH_PASSES: tuple[Callable[[ir.Graph], int], ...] = (
     absorb_head_transposes,
     pack_projections,
+    store_tables_for_gather,
     write_residuals_as_sum,
     write_hard_sigmoids,
     sort_leading_items_only,

@@ -32,7 +32,12 @@ class Continuation:
         prompt = self.request.prompt
         logits = self._decoder.extend(row, prompt[self._read : self._read + chunk])
         self._read += chunk
-        return logits[-1] if self._read >= len(prompt) else None
+        if self._read < len(prompt):
+            return None
+        if len(prompt) >= chunk:
+            self._decoder.return_free_memory()
+        last: Array = logits[-1]
+        return last
 
     def take(self, logits: Logits) -> bool:
         """Choose the next token, hand it over, and say whether the text has ended with it."""

@@ -7,8 +7,6 @@ its tokens, one number a row of the mask, and runs.
 
 from __future__ import annotations
 
-import ctypes
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +15,7 @@ import numpy as np
 
 from compiler.errors import CompilerError
 from compiler.runtime.engines import first_line, open_engine
+from compiler.runtime.generation.free_memory import return_free_memory
 from compiler.runtime.generation.state_buffers import Array, StateBuffers
 from compiler.runtime.integrity import require_files
 from compiler.runtime.manifest import GenerationRecord, Manifest, read_manifest
@@ -40,13 +39,14 @@ class Decoder:
     Not for several threads at once.
     """
 
-    def __init__(self, manifest: Manifest, session: InferenceSession, rows: int) -> None:
+    def __init__(self, manifest: Manifest, session: InferenceSession, rows: int, folder: Path | None = None) -> None:
         self.manifest = manifest
         self.generation = _generation(manifest)
         self.rows = rows
         self.lengths = [0] * rows
         self.context_length = self.generation.context_length
         self._session = session
+        self._folder = folder
         self._buffers = StateBuffers(manifest, rows, self.context_length)
         self._calls: dict[tuple[int, int, int, int], _Call] = {}
 
@@ -65,8 +65,9 @@ class Decoder:
         if not isinstance(engine, OnnxRuntimeEngine):
             problem = f"it was compiled for the {manifest.backend} backend"
             raise CompilerError(f"generating with {folder}", problem, "Compile with --backend onnx_runtime.")
-        _return_free_memory()
-        return cls(manifest, engine.session, rows)
+        decoder = cls(manifest, engine.session, rows, folder)
+        decoder.return_free_memory()
+        return decoder
 
     @property
     def recurrent(self) -> bool:
@@ -88,6 +89,8 @@ class Decoder:
             logits = self.extend(row, tokens[start : start + CHUNK])
         if logits is None:
             raise CompilerError("reading the prompt", "it has no token", "Give a text.")
+        if len(tokens) >= CHUNK:
+            self.return_free_memory()
         return np.asarray(logits[-1])
 
     def extend(self, row: int, tokens: Sequence[int], kept: int = 1) -> Array:
@@ -105,6 +108,10 @@ class Decoder:
         """
         logits = self._run(0, np.array(tokens, np.int64)[:, None], 1)
         return np.asarray(logits[:, 0])
+
+    def return_free_memory(self) -> None:
+        """Return what opening the artifact or reading a long prompt took, and decoding does not need."""
+        return_free_memory(self._folder)
 
     def take_back(self, row: int, length: int) -> None:
         """Forget the tokens of a row from `length` on. Not for recurrent decoders."""
@@ -217,14 +224,6 @@ class _Call:
         from onnxruntime import OrtValue
 
         self.binding.bind_ortvalue_output(name, OrtValue.ortvalue_from_numpy(array))
-
-
-def _return_free_memory() -> None:
-    """Give back what reading the model took and the C library keeps: a fifth of the resident memory. glibc only."""
-    if sys.platform == "linux":
-        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-        if trim is not None:
-            trim(0)
 
 
 def _generation(manifest: Manifest) -> GenerationRecord:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import onnx
 import pytest
 import torch
 from lowered_program import LoweredProgram, captured
@@ -11,7 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import compiler.ops.group_query_attention
-import compiler.ops.quantized_linear  # noqa: F401  (both register operators)
+import compiler.ops.quantized_embedding
+import compiler.ops.quantized_linear  # noqa: F401  (all register operators)
 from compiler.backends.onnx_runtime.graph_passes import GRAPH_PASSES
 from compiler.backends.onnx_runtime.translate import onnx_model
 from compiler.frontends.torch_export import capture
@@ -145,3 +147,33 @@ def test_projections_become_one_product_where_their_blocks_are_alike(
     lowered = LoweredProgram(program, tmp_path)
     assert lowered.lowered.kernels["MatMulNBits"] == products
     assert lowered.largest_error(*inputs.values()) < 1e-4
+
+
+class _Table(nn.Module):
+    """A table in blocks of codes that is looked up and, unless `alone`, multiplied with."""
+
+    def __init__(self, alone: bool = False) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        self.register_buffer("codes", torch.randint(0, 256, (40, 2, 32), generator=generator, dtype=torch.uint8))
+        self.register_buffer("scales", torch.rand(40, 2, generator=generator) / 16)
+        self.alone = alone
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        codes, scales = self.get_buffer("codes"), self.get_buffer("scales")
+        x: Tensor = torch.ops.regraft.quantized_embedding(input_ids, codes.view(40, 64), scales, None, 8, 32)
+        if self.alone:
+            return x
+        logits: Tensor = torch.ops.regraft.quantized_linear(x, codes, scales, None, None, 8, 32, 0)
+        return logits
+
+
+@pytest.mark.parametrize(("alone", "stored"), [(False, [40, 64]), (True, [40, 2, 32])])
+def test_a_table_that_is_multiplied_with_too_is_stored_as_it_is_looked_up(
+    alone: bool, stored: list[int], tmp_path: Path
+) -> None:
+    lowered = LoweredProgram(captured(_Table(alone), input_ids=torch.tensor([[1, 2], [3, 39]])), tmp_path)
+    tables = [t for t in onnx.load(tmp_path / "model.onnx").graph.initializer if t.data_type == onnx.TensorProto.UINT8]
+    assert [list(table.dims) for table in tables] == [stored]
+    assert lowered.lowered.kernels == {"GatherBlockQuantized": 1} | ({} if alone else {"MatMulNBits": 1})
+    assert lowered.largest_error(torch.arange(40).reshape(4, 10)) < 1e-4
