@@ -9,12 +9,30 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from compiler.cli import main
+from compiler.mixers import MixerOptions, MixerSizes
+from compiler.registry import Registry
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 OWN_MODEL = f"{EXAMPLES / '02_your_own_model.py'}:digits"
+TINY_LLAMA = """
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+
+def tiny():
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=99, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2,
+    )
+    model = LlamaForCausalLM(config).eval()
+    return model, {"input_ids": torch.randint(0, 99, (2, 12))}
+"""
 ONE_FILE_GRAFT = EXAMPLES / "03_one_file_graft.py"
+ONE_FILE_MIXER = EXAMPLES / "04_one_file_mixer.py"
 
 
 def compile_json(capsys: pytest.CaptureFixture[str], *arguments: object) -> dict[str, object]:
@@ -27,7 +45,9 @@ def compile_json(capsys: pytest.CaptureFixture[str], *arguments: object) -> dict
 
 def test_every_example_is_numbered_and_tested_here() -> None:
     scripts = sorted(path.name for path in EXAMPLES.glob("*.py"))
-    assert scripts == ["01_compile_from_python.py", "02_your_own_model.py", "03_one_file_graft.py"]
+    assert scripts == [
+        "01_compile_from_python.py", "02_your_own_model.py", "03_one_file_graft.py", "04_one_file_mixer.py",
+    ]  # fmt: skip
 
 
 @pytest.mark.slow
@@ -75,6 +95,41 @@ class TestOneFileGraft:
         assert graft["evidence"]["fidelity"]["drop"] <= 0.0001
         assert graft["states"].get("returned", 0) + graft["states"].get("softened", 0) > 0
         assert "given back" in graft["notes"][0]
+
+
+class TestOneFileMixer:
+    def test_it_is_one_small_file(self) -> None:
+        assert len(ONE_FILE_MIXER.read_text(encoding="utf-8").splitlines()) <= 60
+
+    def test_its_numbers_are_those_of_the_formula(self) -> None:
+        (mixer_class,) = Registry([ONE_FILE_MIXER], built_in=False, entry_points=False).mixers().values()
+        mixer = mixer_class(MixerSizes(6, 2, 1, 3, 4), MixerOptions()).double()
+        generator = torch.Generator().manual_seed(0)
+        hidden, query, key, value = (
+            torch.randn(1, *shape, dtype=torch.float64, generator=generator)
+            for shape in ((7, 6), (2, 7, 3), (1, 7, 3), (1, 7, 4))
+        )
+        with torch.no_grad():
+            found = mixer.read(hidden, query, mixer.write(hidden, key, value), torch.arange(7)[None])
+        state = torch.zeros(3, 4, dtype=torch.float64)
+        for token in range(7):
+            kept = 0.9 + 0.1 / (1 + torch.exp(-key[0, 0, token] - 3.0))
+            state = kept[:, None] * state + (1 - kept)[:, None] * value[0, 0, token]
+            for head in range(2):
+                torch.testing.assert_close(found[0, head, token], query[0, head, token].softmax(0) @ state)
+
+    @pytest.mark.slow
+    def test_it_stands_in_for_attention(self, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+        (tmp_path / "tiny.py").write_text(TINY_LLAMA, encoding="utf-8")
+        passes = "linear-attention:kind=hgrn2:window=4:layers=every-2nd"
+        report = compile_json(
+            capsys, f"{tmp_path / 'tiny.py'}:tiny", "--plugin", ONE_FILE_MIXER, "--passes", passes,
+            "--backend", "eager", "-o", tmp_path / "mixed",
+        )  # fmt: skip
+        graft = report["passes"][-1]  # type: ignore[index]
+        assert (graft["name"], graft["states"]) == ("linear-attention", {"grafted": 1, "refused": 1})
+        added = 16 + 32 * 4 + 4  # the mixer's bias, and the weight and bias of its share a head
+        assert graft["evidence"]["weight_bytes"] == report["before"]["weight_bytes"] + 4 * added  # type: ignore[index]
 
 
 def test_the_demo_script_is_valid_shell() -> None:
