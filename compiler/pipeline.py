@@ -119,7 +119,7 @@ class Pipeline:
 
     def _run_one(self, one: Pass, program: Program, reference: Reference, ran: list[str]) -> tuple[Program, PassResult]:
         if isinstance(one, Graft):
-            return apply_graft(one, program, reference, self.context)
+            return apply_graft(one, program, reference, self._with_time_for(one))
         assert isinstance(one, Rewrite)
         after = program.copy()
         result = one.rewrite(after, self.context)
@@ -132,6 +132,14 @@ class Pipeline:
         after.refresh()
         check_exact(one.name, program, after, self.context, ran)
         return after, result
+
+    def _with_time_for(self, graft: Graft) -> PassContext:
+        """The context with the graft's share of the time for healing."""
+        healing = self.context.healing
+        weight = sum(one.healing_weight for one in self.passes if isinstance(one, Graft))
+        if healing is None or weight == 0:
+            return replace(self.context, healing=None)
+        return replace(self.context, healing=healing.share(graft.healing_weight / weight))
 
 
 def make_of(one: Pass | type[Pass]) -> str:

@@ -131,6 +131,8 @@ class Graft(Pass):
     """A lossy pass over sites of the kinds it names."""
 
     site_kinds: ClassVar[tuple[str, ...]]
+    healing_weight: ClassVar[float] = 1.0
+    """Its part of the time for healing, against that of the other grafts of a pipeline; 0: it has nothing to learn."""
 
     @abstractmethod
     def propose(self, site: Site, program: Program, context: PassContext) -> Replacement | Refusal:

@@ -68,6 +68,7 @@ class Dequantize(Graft):
     """Stores the weights of quantized sites as floats again."""
 
     name: ClassVar[str] = "dequantize"
+    healing_weight = 0.0
     site_kinds: ClassVar[tuple[str, ...]] = ("quantized", "quantized-activation")
 
     def propose(self, site: Site, program: Program, context: PassContext) -> Replacement | Refusal:

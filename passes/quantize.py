@@ -65,6 +65,7 @@ class Quantize(Graft):
     """Stores the weights of linear, embedding and convolution sites as integers."""
 
     name: ClassVar[str] = "quantize"
+    healing_weight = 0.25
     site_kinds: ClassVar[tuple[str, ...]] = ("linear", "embedding", "convolution", "quantized")
 
     bits: Annotated[

@@ -36,6 +36,7 @@ class QuantizeCache(Graft):
     """Stores the keys and values of an incremental Program as int8."""
 
     name: ClassVar[str] = "quantize-cache"
+    healing_weight = 0.0
     site_kinds: ClassVar[tuple[str, ...]] = ("cache",)
     requires: ClassVar[tuple[str, ...]] = ("make-incremental",)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,13 +22,17 @@ TRAINING_TOKENS = 2**20
 
 @dataclass(frozen=True)
 class HealingPlan:
-    """Options, and the folder that work is kept below (None: the user's cache). Each graft that has something to learn
-    gets the time that the options say.
-    """
+    """Options, and the folder that work is kept below (None: the user's cache)."""
 
     options: HealingOptions
     folder: Path | None = None
     clock: Callable[[], float] = field(default=time.monotonic, compare=False)
+
+    def share(self, part: float) -> HealingPlan | None:
+        """The plan with a part of the time; None for nothing."""
+        if part <= 0:
+            return None
+        return replace(self, options=replace(self.options, minutes=self.options.minutes * part))
 
 
 @dataclass(frozen=True)
