@@ -78,4 +78,8 @@ def looking_context(loaded: LoadedModel, shared: Shared, data: str | None = None
     from compiler.target import Target
 
     dataset = load_dataset(data, loaded.program)
-    return PassContext(Target("cpu"), dataset, progress=shared.terminal.progress, mixers=loaded.registry.mixers())
+    registry = loaded.registry
+    probes = tuple(probe() for probe in registry.probes().values())
+    return PassContext(
+        Target("cpu"), dataset, progress=shared.terminal.progress, mixers=registry.mixers(), probes=probes
+    )

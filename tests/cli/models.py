@@ -33,3 +33,26 @@ def without_inputs() -> nn.Module:
 def broken() -> nn.Module:
     """Raises as it is built."""
     raise RuntimeError("the weights went missing")
+
+
+class Encoder(nn.Module):
+    """Four layers of self-attention: [batch, tokens, 16] to the same."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(
+            nn.ModuleDict({name: nn.Linear(16, 16) for name in ("query", "key", "value", "output")}) for _ in range(4)
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for layer in self.layers:
+            q, k, v = (layer[name](x).unflatten(2, (2, 8)).transpose(1, 2) for name in ("query", "key", "value"))
+            mixed = nn.functional.scaled_dot_product_attention(3 * q, k, v)  # [batch, 2, tokens, 8]
+            x = x + layer["output"](mixed.transpose(1, 2).flatten(2))
+        return x
+
+
+def encoder() -> tuple[nn.Module, tuple[torch.Tensor, ...]]:
+    """The model and its example inputs."""
+    torch.manual_seed(0)
+    return Encoder().eval(), (torch.randn(3, 12, 16),)

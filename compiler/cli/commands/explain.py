@@ -62,13 +62,19 @@ def _proposals(graft: Graft, program: Program, context: PassContext) -> list[dic
     from compiler.cli.site_listing import site_bytes
     from compiler.program import storage_bytes
     from compiler.rewriting import Replacement
-    from compiler.sites import Refusal, find_sites
+    from compiler.selection.choose_sites import choose_sites
+    from compiler.sites import Refusal, Site, find_sites
 
     documents: list[dict[str, Any]] = []
-    for site in find_sites(program, graft.site_kinds):
-        if isinstance(site, Refusal):
-            documents.append({"kind": site.kind, "site": site.name or site.node, "refused": site.reason})
+    found = find_sites(program, graft.site_kinds)
+    chosen = choose_sites(graft, [site for site in found if isinstance(site, Site)], program, context)
+    left_out = {refusal.node: refusal for refusal in chosen.left_out}
+    for site in found:
+        refusal = site if isinstance(site, Refusal) else left_out.get(site.output.name)
+        if refusal is not None:
+            documents.append({"kind": refusal.kind, "site": refusal.name or refusal.node, "refused": refusal.reason})
             continue
+        assert isinstance(site, Site)
         context.progress(f"{graft.name}: {site.name}")
         document: dict[str, Any] = {"kind": site.kind, "site": site.name}
         proposal = graft.propose(site, program, context)
