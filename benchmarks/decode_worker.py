@@ -86,7 +86,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--context", type=int, default=8192)
     arguments = parser.parse_args()
-    answers = _claim_standard_output()
+    answers = claim_standard_output()
     side = None
     if arguments.engine != "none":
         side = open_decoding(arguments.engine, arguments.path, arguments.threads, arguments.context)
@@ -97,7 +97,7 @@ def main() -> None:
         print(json.dumps(answer), file=answers, flush=True)
 
 
-def _claim_standard_output() -> Any:
+def claim_standard_output() -> Any:
     """Standard output for answers alone: what an engine prints goes to standard error."""
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
