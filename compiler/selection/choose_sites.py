@@ -69,7 +69,7 @@ def rank_sites(graft: Graft, sites: Sequence[Site], program: Program, context: P
     started = time.perf_counter()
     context.progress(f"{graft.name}: ranking sites")
     probes = ranking_probes(program, context) if graft.rank == "recall" else []
-    cache = RankingCache(ranking_digest(graft, program, context, probes, graft.reach))
+    cache = RankingCache(ranking_digest(graft.ranked_as, program, context, probes, graft.reach))
     reused = len(cache.known)
     _measure(graft, [site for site in sites if site.output.name not in cache.known], program, context, probes, cache)
     costs = [cache.known[site.output.name] for site in sites if site.output.name in cache.known]
@@ -97,7 +97,9 @@ def _measure(
     place = {node: index for index, node in enumerate(program.graph.nodes)}
     ordered = sorted(sites, key=lambda site: place[site.output])
     meter: SiteMeter | None = None
-    for index, (site, proposal) in enumerate(zip(ordered, graft.ranked(ordered, program, context), strict=True), 1):
+    for index, (site, proposal) in enumerate(
+        zip(ordered, graft.ranked_as.propose_all(ordered, program, context), strict=True), 1
+    ):
         if isinstance(proposal, Refusal):
             continue
         if proposal.states:

@@ -12,17 +12,13 @@ ONNX files, it is the site's place among the graft's sites.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 from compiler.rewriting import Graft
-from compiler.sites import Refusal, Site
-
-if TYPE_CHECKING:
-    from compiler.program import Program
-    from compiler.rewriting import PassContext, Replacement
+from compiler.sites import Site
 
 AUTO, NOT = "auto-", "not-"
 EVERY = re.compile(r"every-([1-9]\d*)(st|nd|rd|th)")
@@ -48,10 +44,14 @@ class ChoosesLayers:
         """How many tokens back a stand-in sees what the site saw: recall is measured from twice as far."""
         return int(getattr(self, "window", None) or 0)
 
-    def ranked(self, sites: Sequence[Site], program: Program, context: PassContext) -> Iterator[Replacement | Refusal]:
-        """Stand-ins while sites are ranked: as a rule those that the graft proposes."""
+    @property
+    def ranked_as(self) -> Graft:
+        """The graft whose stand-ins are measured when sites are ranked: as a rule this one.
+
+        A cheaper one that costs about the same is measured once for all grafts that name it.
+        """
         assert isinstance(self, Graft)
-        return self.propose_all(sites, program, context)
+        return self
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,7 @@ from compiler.hookspecs import hookimpl
 from compiler.mixers import Mixer, MixerOptions, MixerSizes
 from compiler.mixers.hybrid import BidirectionalHybrid, CausalHybrid, PureMixer
 from compiler.mixers.window import BidirectionalWindow, CausalWindow, refuse_window, window_of
+from compiler.passes.attention.sliding_window import SlidingWindow
 from compiler.program import Program
 from compiler.registry import Registry
 from compiler.rewriting import Graft, Pass, PassContext, Replacement
@@ -64,6 +65,11 @@ class LinearAttention(ChoosesLayers, Graft):
     def reach(self) -> int:
         """How many tokens back a grafted layer sees exactly."""
         return self.window
+
+    @property
+    def ranked_as(self) -> Graft:
+        """The window, which is what a hybrid is at first."""
+        return SlidingWindow(window=self.window, sinks=self.sinks) if self.window else self
 
     @property
     def mixer_options(self) -> MixerOptions:

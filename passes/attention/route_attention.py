@@ -72,9 +72,10 @@ class RouteAttention(ChoosesLayers, Graft):
         for site in sites:
             yield reasons[site.output] or self._routed(site, seen)
 
-    def ranked(self, sites: Sequence[Site], program: Program, context: PassContext) -> Iterator[Replacement | Refusal]:
+    @property
+    def ranked_as(self) -> Graft:
         """Windows alone: routers would hide what sites cost."""
-        return SlidingWindow(window=self.window, sinks=self.sinks).propose_all(sites, program, context)
+        return SlidingWindow(window=self.window, sinks=self.sinks)
 
     def _refusal(self, site: Site, program: Program) -> Refusal | None:
         if not is_language_model(program):

@@ -17,6 +17,7 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
     monkeypatch.setenv("REGRAFT_CACHE", str(tmp_path_factory.mktemp("cache")))
 
 
+@pytest.mark.slow
 def test_explain_leaves_out_what_layers_leave_out(run_command: Command) -> None:
     ran = run_command("explain", "sliding-window:window=2:layers=1+3", MODEL, "--json")
     explained = ran.document["passes"][-1]
@@ -24,6 +25,7 @@ def test_explain_leaves_out_what_layers_leave_out(run_command: Command) -> None:
     assert said == ["layers=1+3 leaves it out", "window of 2 and 4 sinks"] * 2
 
 
+@pytest.mark.slow
 def test_a_compile_ranks_sites_and_shows_what_they_cost(run_command: Command, tmp_path: Path) -> None:
     passes = "canonicalize,sliding-window:window=2:sinks=0:layers=auto-0.5"
     ran = run_command(MODEL, "--passes", passes, "--backend", "eager", "-o", "out")

@@ -167,6 +167,26 @@ def test_what_was_measured_is_not_measured_again(program: Program) -> None:
     assert again.reused == len(first.costs)
 
 
+@dataclass(frozen=True)
+class FadeLater(Fade):
+    """Is ranked as if it were another graft."""
+
+    name: ClassVar[str] = "fade-later"
+
+    @property
+    def ranked_as(self) -> Graft:
+        return Fade(factor=self.factor)
+
+
+def test_grafts_that_are_ranked_alike_are_measured_once(program: Program, own_cache: Path) -> None:
+    first = chosen(Fade("auto-0.5"), program, context_of(program)).ranking
+    again = chosen(FadeLater("auto-0.25"), program, context_of(program)).ranking
+    assert first is not None
+    assert again is not None
+    assert (again.costs, again.reused) == (first.costs, len(first.costs))
+    assert len(digests(own_cache)) == 1
+
+
 def test_an_interrupted_ranking_goes_on_where_it_stopped(program: Program) -> None:
     stopped = 3
 

@@ -192,7 +192,7 @@ def test_pooling_is_mean_and_maximum() -> None:
 
 def test_ranking_sees_windows_not_routers(program: Program) -> None:
     sites = [site for site in find_sites(program, ("token-mixer",)) if isinstance(site, Site)]
-    (proposal,) = RouteAttention(**OPTIONS).ranked(sites, program, context_of())
+    (proposal,) = RouteAttention(**OPTIONS).ranked_as.propose_all(sites, program, context_of())
     assert proposal.note == "window of 16 and 2 sinks"  # type: ignore[union-attr]
 
 
