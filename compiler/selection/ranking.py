@@ -4,8 +4,8 @@
 
 `lost nats` is by how much less likely the tokens of answers became, in nats a token; `error` is KL(before || after) in
 nats a token for language models, for others one minus the mean cosine of outputs. A layer may hardly move perplexity
-and yet be the one that recalls: SmolLM2-135M loses all recall where the three quarters of its layers that cost the
-least divergence get a window.
+and yet be the one that recalls: of SmolLM2-135M with a window of 64 tokens, layer 8 costs 0.015 nats of divergence and
+0.8 of copying, layer 18 costs 0.011 and 5.3.
 """
 
 from __future__ import annotations
