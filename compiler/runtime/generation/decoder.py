@@ -48,6 +48,7 @@ class Decoder:
         self._session = session
         self._folder = folder
         self._buffers = StateBuffers(manifest, rows, self.context_length)
+        self._logits = np.empty([rows, 1, self.generation.vocabulary_size], np.float32)
         self._calls: dict[tuple[int, int, int, int], _Call] = {}
 
     @classmethod
@@ -82,7 +83,7 @@ class Decoder:
     def prefill(self, row: int, tokens: Sequence[int]) -> Array:
         """Read a prompt into a row, after what is there, in chunks: the logits [vocabulary] of its last token.
 
-        Raises CompilerError when it does not fit into the context.
+        They are valid until the next call. Raises CompilerError when it does not fit into the context.
         """
         logits: Array | None = None
         for start in range(0, len(tokens), CHUNK):
@@ -162,7 +163,7 @@ class Decoder:
 
     def _bound(self, first: int, count: int, new: int, kept: int) -> _Call:
         given = {TOKENS: np.zeros([count, new], np.int64), POSITIONS: np.arange(new - kept, new)}
-        logits = np.empty([count, kept, self.generation.vocabulary_size], np.float32)
+        logits = self._logits[:count] if kept == 1 else None
         names = {spec.name for spec in self.manifest.inputs}
         call = _Call(self._session.io_binding(), given[TOKENS], logits, MASK in names)
         for name in given.keys() & names:
@@ -170,21 +171,20 @@ class Decoder:
         for past, present, array in self._buffers.arrays(slice(first, first + count)):
             call.bind_input(past, array)
             call.bind_output(present, array)
-        if kept == 1:
+        if logits is not None:
             call.bind_output(LOGITS, logits)
         else:  # files that open in onnxruntime-genai state one row, which bound memory may not exceed
             call.binding.bind_output(LOGITS)
-            call.logits = None
         return call
 
 
 class _Call:
     """One shape of call, bound: `tokens` [rows, new] and the mask [rows, width] are written before it runs."""
 
-    def __init__(self, binding: IOBinding, tokens: Array, logits: Array, masked: bool) -> None:
+    def __init__(self, binding: IOBinding, tokens: Array, logits: Array | None, masked: bool) -> None:
         self.binding = binding
         self.tokens = tokens
-        self.logits: Array | None = logits
+        self.logits = logits
         self._masked = masked
         self._mask: Array | None = None
         self._ones = [0] * len(tokens)
