@@ -35,19 +35,20 @@ TAIL = 0.15
 """Of the share: the fall of the learning rate after an early stop."""
 TOO_FAR, BACK_TO = 1.25, 1 / 3
 GRADIENT_NORM = 1.0
+CHECKPOINT_SECONDS, CHECKPOINT_SHARE = 20.0, 0.1
+"""A killed run loses no more than this, or than this part of a short share."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What one descent is given. Every `checkpoint_seconds` its state is written to `file`. `start` is the held-out
-    loss at first, where that is known.
+    """What one descent is given. Now and then its state is written to `file`. `start` is the held-out loss at first,
+    where that is known.
     """
 
     seconds: float
     optimizer: str
     learning_rate: float
     file: Path | None = None
-    checkpoint_seconds: float = 20.0
     judge_seconds: float = 0.0
     most_steps: int | None = None
     start: float | None = None
@@ -116,7 +117,7 @@ class Descent:
                 judged = self._wall.spent
                 reserve = judged - now
                 course.seconds = judged - started + reserve
-            if now - kept >= settings.checkpoint_seconds:
+            if now - kept >= min(CHECKPOINT_SECONDS, settings.seconds * CHECKPOINT_SHARE):
                 self._keep()
                 kept = self._wall.spent
         if course.steps:

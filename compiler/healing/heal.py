@@ -11,7 +11,7 @@ from torch import Tensor, fx
 
 from compiler.evidence.language import TOKENS, is_language_model
 from compiler.healing.activations import Activations
-from compiler.healing.descent import Course, Settings
+from compiler.healing.descent import Course, Settings, read_state
 from compiler.healing.end_to_end import LEARNING_RATE, Lesson, distil_end_to_end
 from compiler.healing.frozen_graph import WeightForms, frozen_graph
 from compiler.healing.interruption import Interruption, interruptible
@@ -34,9 +34,11 @@ if TYPE_CHECKING:
     from compiler.rewriting import PassContext
 
 HELD_OUT_EVERY, MOST_HELD_OUT = 8, 8
+LEAST_JUDGES, JUDGE_SHARE = 2, 0.02
+"""Batches that judge, and how much of the budget they may take each time."""
 SITE_HELD_OUT = 4
-CAPTURE_SHARE, SITE_SHARE = 0.1, 0.35
-"""Of the budget, at most: what sites leave over is spent end to end."""
+CAPTURE_SHARE, SITE_SHARE, SITES_END = 0.1, 0.35, 0.5
+"""Of the budget, at most; and where in it sites are done. What they leave over is spent end to end."""
 BEST_JUDGED_APART = 15.0
 
 
@@ -67,7 +69,6 @@ def heal(
         if not interruption:
             state = {"parameters": _values(learners), "record": record.to_json()}
             work.keep_healed(state)
-            work.end_to_end.unlink(missing_ok=True)
         return Healed(record, learners.merged(student))
 
 
@@ -108,20 +109,23 @@ class _Healing:
     def run(self) -> HealingRecord:
         """Capture, heal each site, heal all together; the record of it."""
         self.progress.stage("preparing")
-        form = self.work.form() or self._measured_form()
-        self.work.keep_form(form)
-        forms = WeightForms(half=form.half)
-        for _ in range(form.halvings):
-            self._halve()
+        form = self.work.form()
+        forms = WeightForms(half=half_is_faster(self.teacher) if form is None else form.half)
         whole = frozen_graph(self.teacher, forms)
         lesson, views = self._lesson(forms)
-        start = lesson.judged(self.parts.held_out)
+        form = form or self._measured_form(lesson, half=forms.half)
+        self.work.keep_form(form)
+        for _ in range(form.halvings):
+            self._halve()
+        self.parts = _Parts(self.parts.training, self.parts.held_out[: form.judges])
+        start = form.start
         first = _values(self.learners)
         began = self.wall.spent
         self.wall.keep()
-        data = self._capture(views, whole) if self.alone else None
+        finished = all(self.work.site(index).is_file() for index in self.alone)
+        data = None if finished else self._capture(views, whole)
         captured = self.wall.spent
-        sites = () if data is None else self._heal_sites(data, views)
+        sites = self._heal_sites(data, views)
         after_sites = lesson.judged(self.parts.held_out) if sites else start
         notes: tuple[str, ...] = ()
         if not after_sites <= start:
@@ -156,19 +160,22 @@ class _Healing:
             notes=notes,
         )
 
-    def _measured_form(self) -> Form:
-        """Which form of frozen weights is faster here, and how far batches have to be cut."""
-        half = half_is_faster(self.teacher)
+    def _measured_form(self, lesson: Lesson, *, half: bool) -> Form:
+        """How far batches have to be cut, and how many may judge; this leaves the batches as they are."""
         parts, halvings = self.parts, 0
-        lesson, _ = self._lesson(WeightForms(half=half))
         while halvings < MOST_HALVINGS and not fits(lesson, self.parts.training[0], self.options.memory):
             before = self.parts.training[0][0].shape
             self._halve()
             if self.parts.training[0][0].shape == before:
                 break
             halvings += 1
+        began = self.wall.spent
+        lesson.judged(self.parts.held_out[:1])
+        affordable = JUDGE_SHARE * self.options.seconds / max(self.wall.spent - began, 1e-6)
+        judges = int(min(len(self.parts.held_out), max(LEAST_JUDGES, affordable)))
+        start = lesson.judged(self.parts.held_out[:judges])
         self.parts = parts
-        return Form(half, halvings)
+        return Form(half, halvings, judges, start)
 
     def _halve(self) -> None:
         by_tokens = self.tokens is not None
@@ -206,10 +213,10 @@ class _Healing:
 
         return SiteData(activations, inputs, range(len(held_out), count), range(len(held_out)))
 
-    def _heal_sites(self, data: SiteData, views: Mapping[int, SiteView]) -> tuple[HealedSite, ...]:
+    def _heal_sites(self, data: SiteData | None, views: Mapping[int, SiteView]) -> tuple[HealedSite, ...]:
         """Each in turn gets an equal part of what is left for them; what one does not need, the next ones share."""
         own = self.alone
-        until = self.wall.spent + min(self.wall.left, SITE_SHARE * self.options.seconds)
+        until = min(self.wall.spent + SITE_SHARE * self.options.seconds, SITES_END * self.options.seconds)
         found = []
         for done, index in enumerate(own):
             stand_in = StandIn(views[index], self.patients[index].module, self.learners.stand_ins[index])
@@ -245,8 +252,6 @@ class _Healing:
 
     def _time_for_training(self) -> float:
         """What is left, and what an earlier run has spent of the same share."""
-        from compiler.healing.descent import read_state
-
         state = read_state(self.work.end_to_end)
         return self.wall.left + (0.0 if state is None else float(state["course"]["seconds"]))
 

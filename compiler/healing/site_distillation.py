@@ -51,18 +51,21 @@ class SiteData:
 
 def distil_site(
     stand_in: StandIn,
-    data: SiteData,
+    data: SiteData | None,
     file: Path,
     seconds: float,
     wall: WallTime,
     interruption: Interruption,
     report: Callable[[Course], None],
 ) -> HealedSite:
-    """Train one stand-in for so many seconds at most, or take up what `file` holds of an earlier run."""
+    """Train one stand-in for so many seconds at most, or take up what `file` holds of an earlier run, for which no
+    `data` is needed.
+    """
     finished = read_state(file)
     if finished is not None:
         _set(stand_in.parameters, finished["parameters"])
         return HealedSite(**finished["record"])
+    assert data is not None
 
     def gradient(step: int) -> tuple[float, int]:
         index = data.training[step % len(data.training)]

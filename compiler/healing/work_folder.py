@@ -1,6 +1,6 @@
 """The folder of one healing, named by all that it depends on but the minutes: more of them go on from where it was.
 
-form.json          how the teacher runs and how far batches are cut
+form.json          how the teacher runs, how far batches are cut, how many judge
 seconds.json       wall time spent
 activations/       what flows into and out of sites; gone when they are healed
 sites/             a file a stand-in that has been trained, or is being trained
@@ -32,10 +32,14 @@ VERSION = "healing 1"
 
 @dataclass(frozen=True)
 class Form:
-    """What is measured once, on the first run: whether frozen weights are bfloat16, how often batches are halved."""
+    """What is measured once, on the first run: whether frozen weights are bfloat16, how often batches are halved, how
+    many batches judge, and the loss that they give at first.
+    """
 
     half: bool
     halvings: int
+    judges: int
+    start: float
 
 
 class WorkFolder:
