@@ -14,7 +14,7 @@ import torch
 from tokenizers import Tokenizer, models
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from compiler.backends.onnx_runtime import OnnxRuntime
+from compiler.backends.onnx_runtime import OnnxRuntime, model_file
 from compiler.backends.onnx_runtime.genai_config import CONFIG_NAME, TOKENIZER_SETTINGS, genai_obstacle
 from compiler.evidence.data import Dataset
 from compiler.frontends import LoadOptions, load_model
@@ -95,6 +95,24 @@ def test_genai_chooses_the_tokens_of_transformers(folder: Path, checkpoint: Path
     generator.rewind_to(len(PROMPT))
     generator.append_tokens(found[:5])
     assert _next_token(generator) == found[5]
+
+
+def test_genai_maps_weights_that_stand_beside_the_graph(
+    incremental: Program, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(model_file, "MAPPED_ABOVE_BYTES", 1000)
+    assert model_file.WEIGHTS_FILE in OnnxRuntime().lower(incremental, CPU, tmp_path).files
+    found = []
+    for one in (folder, tmp_path):
+        generator = _generator(one)
+        generator.append_tokens(PROMPT)
+        found.append([_next_token(generator) for _ in range(5)])
+    assert found[0] == found[1]
+
+
+def test_browsers_get_one_file(incremental: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(model_file, "MAPPED_ABOVE_BYTES", 1000)
+    assert model_file.WEIGHTS_FILE not in OnnxRuntime().lower(incremental, Target.parse("wasm"), tmp_path).files
 
 
 def test_positions_may_be_left_out_of_the_file(folder: Path) -> None:
