@@ -70,8 +70,8 @@ def rank_sites(graft: Graft, sites: Sequence[Site], program: Program, context: P
     context.progress(f"{graft.name}: ranking sites")
     probes = ranking_probes(program, context) if graft.rank == "recall" else []
     cache = RankingCache(ranking_digest(graft.ranked_as, program, context, probes, graft.reach))
-    reused = len(cache.known)
-    _measure(graft, [site for site in sites if site.output.name not in cache.known], program, context, probes, cache)
+    unknown = [site for site in sites if site.output.name not in cache.known]
+    _measure(graft, unknown, program, context, probes, cache)
     costs = [cache.known[site.output.name] for site in sites if site.output.name in cache.known]
     return SiteRanking(
         rank=graft.rank,
@@ -80,7 +80,7 @@ def rank_sites(graft: Graft, sites: Sequence[Site], program: Program, context: P
         error_name=error_name(program),
         data=ranking_data(context, probes),
         seconds=time.perf_counter() - started,
-        reused=reused,
+        reused=len(sites) - len(unknown),
     )
 
 

@@ -47,6 +47,7 @@ class RouteAttention(ChoosesLayers, Graft):
 
     name: ClassVar[str] = "route-attention"
     site_kinds: ClassVar[tuple[str, ...]] = ("token-mixer",)
+    requires: ClassVar[tuple[str, ...]] = ("canonicalize",)
 
     window: Annotated[int, "tokens that each token sees in the window, itself included"] = 64
     sinks: Annotated[int, "first tokens of a sequence that every token sees"] = 4
