@@ -138,7 +138,8 @@ def _decode(
 def _prefill(
     sides: Sequence[ContextSide], count: int, arguments: argparse.Namespace, console: Console
 ) -> dict[str, Any]:
-    tokens = np.random.default_rng(count).integers(2000, 40000, count).tolist()
+    size = sides[0].manifest["generation"]["vocabulary_size"]
+    tokens = np.random.default_rng(count).integers(size // 20, size, count).tolist()
     seconds = _alternate(sides, {"do": "read", "tokens": tokens}, min(3, arguments.rounds))
     console.print(f"a prompt of {count} tokens: measured")
     return {side.name: {PREFILL: [count / one for one in seconds[side.name]]} for side in sides}
