@@ -128,7 +128,7 @@ class TestOneFileMixer:
         )  # fmt: skip
         graft = report["passes"][-1]  # type: ignore[index]
         assert (graft["name"], graft["states"]) == ("linear-attention", {"grafted": 1, "refused": 1})
-        added = 16 + 32 * 4 + 4  # the mixer's bias, and the weight and bias of its share a head
+        added = 16 + 32 * 4 + 4 + 4  # the mixer's bias; the weight, the bias and the slope of its share
         assert graft["evidence"]["weight_bytes"] == report["before"]["weight_bytes"] + 4 * added  # type: ignore[index]
 
 

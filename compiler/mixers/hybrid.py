@@ -5,8 +5,10 @@ the window does not see and the window's log of the sum of exponentials l,
 
     share = n exp(z) / (n exp(z) + exp(l)) = sigmoid(z + log n - l)
 
-z is a linear function of the hidden state, and starts low. In an encoder two mixers, forwards and backwards, have a
-share each. A token that the window sees is in no mixer: what it wrote is delayed by the window; sinks write nothing.
+z is a linear function of the hidden state, which starts low, and of how well the mixer matches the query: values have
+one more number, always 1, and what the mixer makes of it says how much of what was written answers the query. In an
+encoder two mixers, forwards and backwards, have a share each. A token that the window sees is in no mixer: what it
+wrote is delayed by the window; sinks write nothing.
 Source: Munkhdalai et al. 2024, arXiv:2404.07143, section 2.1.3 (a gate between local attention and a memory); the form
 of the share is the softmax over both parts.
 """
@@ -22,8 +24,10 @@ from compiler.mixers.mixer import Gate, Mixer, MixerSizes
 from compiler.mixers.window import BidirectionalWindow, CausalWindow, allowed
 from compiler.ops.token_delay import token_delay
 
-NEARLY_CLOSED = -2.0
-"""z at first."""
+NEARLY_CLOSED = -5.0
+"""z at first, without a match."""
+MATCHED = 2.0
+"""What a full match adds to z at first."""
 NONE = 1e-38
 """Stands for a count of 0, so that its logarithm is a number."""
 
@@ -45,12 +49,13 @@ class PureMixer(nn.Module):
 
 
 class CausalHybrid(nn.Module):
-    """A window and a mixer over what has left it."""
+    """A window and a mixer over what has left it. The mixer is made for `sizes.with_match`."""
 
     def __init__(self, window: CausalWindow, mixer: Mixer, sizes: MixerSizes) -> None:
         super().__init__()
         self.window, self.mixer = window, mixer
         self.share = Gate(sizes.hidden_width, torch.full((sizes.head_count,), NEARLY_CLOSED))
+        self.slope = nn.Parameter(torch.full((sizes.head_count, 1), MATCHED))
 
     def forward(
         self, hidden: Tensor, raw_query: Tensor, raw_key: Tensor, query: Tensor, key: Tensor, value: Tensor,
@@ -60,18 +65,20 @@ class CausalHybrid(nn.Module):
         near, log_sum = self.window(query, key, value, masks)
         positions = positions_of(hidden)
         left = (positions + (1 - self.window.window - self.window.sinks)).unsqueeze(-1)  # tokens that have left
-        written = self.mixer.write(hidden, raw_key, value)
+        written = self.mixer.write(hidden, raw_key, with_one(value))
         line, _ = token_delay(torch.cat(written, -1), None, self.window.window)
         if self.window.sinks:
             line = line * (left > 0).to(line.dtype)
         far = self.mixer.read(hidden, raw_query, line.split([one.shape[-1] for one in written], -1), positions)
+        far, match = far.split([value.shape[-1], 1], -1)
         score = self.share(hidden) + left.to(hidden.dtype).clamp(min=NONE).log()  # [batch, tokens, heads]
-        share = (score.transpose(1, 2) - log_sum.to(score.dtype)).sigmoid().unsqueeze(-1)
+        score = score.transpose(1, 2) + self.slope * match.squeeze(-1) - log_sum.to(score.dtype)
+        share = score.sigmoid().unsqueeze(-1)
         return near + share * (far - near)
 
 
 class BidirectionalHybrid(nn.Module):
-    """A window, where there is one, and two mixers over what is before and behind it."""
+    """A window, where there is one, and two mixers over what is before and behind it, made for `sizes.with_match`."""
 
     def __init__(self, window: BidirectionalWindow | None, mixers: Sequence[Mixer], sizes: MixerSizes) -> None:
         super().__init__()
@@ -79,6 +86,7 @@ class BidirectionalHybrid(nn.Module):
         self.forwards, self.backwards = mixers
         count = 2 * sizes.head_count
         self.share = Gate(sizes.hidden_width, torch.full((count,), NEARLY_CLOSED if window else 0.0))
+        self.slope = nn.Parameter(torch.full((count, 1), MATCHED))
 
     def forward(
         self, hidden: Tensor, raw_query: Tensor, raw_key: Tensor, query: Tensor, key: Tensor, value: Tensor,
@@ -91,13 +99,15 @@ class BidirectionalHybrid(nn.Module):
             near, log_sum = self.window(query, key, value, masks)
             parts, scores = [near], [log_sum.to(near.dtype)]
         reach = self.window.window if self.window is not None else 0
-        shares = self.share(hidden).transpose(1, 2).chunk(2, 1)  # [batch, heads, tokens] each
-        for mixer, share, back in ((self.forwards, shares[0], False), (self.backwards, shares[1], True)):
+        shares, slopes = self.share(hidden).transpose(1, 2).chunk(2, 1), self.slope.chunk(2, 0)
+        for mixer, back in ((self.forwards, False), (self.backwards, True)):
             # Without a window a token is part of what it reads forwards, and so not of what it reads backwards.
             delay = reach or int(back)
-            far, count = self._read(mixer, hidden, raw_query, raw_key, value, kept, delay, back)
+            far, count = self._read(mixer, hidden, raw_query, raw_key, with_one(value), kept, delay, back)
+            far, match = far.split([value.shape[-1], 1], -1)
             parts.append(far)
-            scores.append(share + count.clamp(min=NONE).log().transpose(1, 2))
+            z = shares[back] + slopes[back] * match.squeeze(-1)  # [batch, heads, tokens]
+            scores.append(z + count.clamp(min=NONE).log().transpose(1, 2))
         weights = torch.stack(scores, -1).softmax(-1)  # [batch, heads, tokens, parts]
         return (torch.stack(parts, -1) * weights.unsqueeze(-2)).sum(-1)
 
@@ -124,6 +134,11 @@ class BidirectionalHybrid(nn.Module):
             seen = allowed(mask).to(hidden.dtype).amax(-2)  # [..., tokens]: whether any token sees a key
             kept = kept * (seen.flatten(0, -2).unsqueeze(-1) if seen.dim() > 1 else seen.unsqueeze(-1))
         return kept
+
+
+def with_one(value: Tensor) -> Tensor:
+    """[..., value_dim] with one more number, which is 1."""
+    return nn.functional.pad(value, (0, 1), value=1.0)
 
 
 def positions_of(hidden: Tensor) -> Tensor:

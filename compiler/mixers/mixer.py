@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import ClassVar, Literal
 
 import torch
@@ -32,6 +32,11 @@ class MixerSizes:
         """Those of a token-mixer site."""
         names = ("hidden_width", "head_count", "kv_head_count", "head_dim", "value_dim")
         return cls(*(int(site.bindings[name]) for name in names))
+
+    @property
+    def with_match(self) -> MixerSizes:
+        """With one more number in every value."""
+        return replace(self, value_dim=self.value_dim + 1)
 
 
 @dataclass(frozen=True)

@@ -2,9 +2,10 @@
 
 Before:  attention(query, key, value, mask)
 After:   near = sliding_window_attention(query, key, value); far = mixer(what left the window); near + share * (far -
-         near), with share = sigmoid(z(hidden) + log(tokens that left) - log_sum_exp(near)). `kind` names the mixer: a
-         plugin's or one of gated-delta, gla, kda, delta-product, lightning, s4d, short-conv. With window=0 the mixer
-         alone. In an encoder a window on either side and two mixers, forwards and backwards.
+         near), with share = sigmoid(z + log(tokens that left) - log_sum_exp(near)) and z a function of the hidden state
+         and of how well the mixer matches the query. `kind` names the mixer: a plugin's or one of gated-delta, gla,
+         kda, delta-product, lightning, s4d, short-conv. With window=0 the mixer alone. In an encoder a window on
+         either side and two mixers, forwards and backwards.
 Shapes:  hidden [batch, tokens, width], query [batch, heads, tokens, head_dim], key and value [batch, kv_heads, ...].
 Lossy:   a state of fixed size stands for all that has left the window. Keys and values are the layer's own and the
          share is small at first, so that it starts near the window; healing (`--heal`) trains the mixer. Padding of a
@@ -91,12 +92,13 @@ class LinearAttention(ChoosesLayers, Graft):
 
     def _module(self, kind: type[Mixer], site: Site) -> nn.Module:
         sizes, options = MixerSizes.of(site), self.mixer_options
+        wider = sizes.with_match
         window = window_of(site, self.window, self.sinks) if self.window else None
         if not site.bindings["causal"]:
             assert not isinstance(window, CausalWindow)
-            return BidirectionalHybrid(window, [kind(sizes, options), kind(sizes, options)], sizes)
+            return BidirectionalHybrid(window, [kind(wider, options), kind(wider, options)], sizes)
         assert not isinstance(window, BidirectionalWindow)
-        return PureMixer(kind(sizes, options)) if window is None else CausalHybrid(window, kind(sizes, options), sizes)
+        return PureMixer(kind(sizes, options)) if window is None else CausalHybrid(window, kind(wider, options), sizes)
 
     def _kind(self, known: Mapping[str, type[Mixer]]) -> type[Mixer]:
         """The mixer class. Raises CompilerError where there is none, or where it heeds no option that was given."""

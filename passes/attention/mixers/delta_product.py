@@ -19,7 +19,7 @@ from compiler.mixers.mixer import Gate, HeadMaps, by_head, packed
 from compiler.ops.linear_attention import linear_attention
 
 STEPS = 2
-WRITTEN, WRITTEN_LATER = 0.5, 0.02
+WRITTEN, WRITTEN_LATER = 0.1, 0.02
 """What share of a key's old value the first step replaces at first, and what the others do."""
 SPREAD = 0.02
 """Standard deviation of what tells the maps of later steps from the identity at first."""

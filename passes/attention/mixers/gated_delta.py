@@ -15,7 +15,7 @@ from compiler.mixers import Mixer, MixerOptions, MixerSizes
 from compiler.mixers.associative import AssociativeMixer, memories, softplus_inverse, strength_gate
 from compiler.mixers.mixer import Gate
 
-WRITTEN = 0.5
+WRITTEN = 0.1
 """What share of a key's old value a token replaces at first."""
 
 

@@ -6,7 +6,6 @@ The factor 1 - a is not theirs: it stands for the norm behind their heads.
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from compiler.hookspecs import hookimpl
@@ -20,10 +19,13 @@ class Lightning(AssociativeMixer):
     name = "lightning"
     update_rule = "gated"
     decays: Tensor
+    strengths: Tensor
 
     def __init__(self, sizes: MixerSizes, options: MixerOptions) -> None:
         super().__init__(sizes, options)
-        self.register_buffer("decays", -1 / memories(self.state_heads))
+        decays = -1 / memories(self.state_heads)
+        self.register_buffer("decays", decays)
+        self.register_buffer("strengths", -decays.expm1())
 
     def decay(self, hidden: Tensor) -> Tensor:
         """[batch, tokens, state_heads]"""
@@ -31,7 +33,7 @@ class Lightning(AssociativeMixer):
 
     def strength(self, hidden: Tensor) -> Tensor:
         """[batch, tokens, state_heads]"""
-        return -torch.expm1(self.decay(hidden))
+        return self.strengths.expand(*hidden.shape[:2], -1)
 
 
 @hookimpl

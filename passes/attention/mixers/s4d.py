@@ -68,7 +68,7 @@ class DiagonalStateSpace(Mixer):
             -1,
         )  # [batch, tokens, heads, 2 count]
         # The integral over a step, so that a constant input gives a constant answer.
-        given = torch.cat([cos, sin], -1) * torch.cat([-torch.expm1(-rate)] * 2, -1)
+        given = torch.cat([cos, sin], -1) * torch.cat([1 - (-rate).exp()] * 2, -1)
         decay = torch.cat([-rate, -rate], -1).flatten().expand(*hidden.shape[:2], -1)
         output, _ = linear_attention(
             asked.flatten(2), given.flatten(2), written[0], None, decay, None, heads, kv_heads, "gated", 1.0

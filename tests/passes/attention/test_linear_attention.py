@@ -15,7 +15,7 @@ from compiler import options
 from compiler.errors import CompilerError
 from compiler.grafting import apply_graft
 from compiler.mixers import Mixer, MixerOptions, MixerSizes
-from compiler.mixers.hybrid import BidirectionalHybrid, CausalHybrid, PureMixer
+from compiler.mixers.hybrid import BidirectionalHybrid, CausalHybrid, PureMixer, with_one
 from compiler.mixers.window import BidirectionalWindow, CausalWindow
 from compiler.passes.attention.linear_attention import LinearAttention
 from compiler.passes.canonicalize import Canonicalize
@@ -50,8 +50,8 @@ def moved(module: nn.Module) -> nn.Module:
     return module
 
 
-def mixer_of(kind: str, **chosen: Any) -> Mixer:
-    mixer = moved(MIXERS[kind](SIZES, MixerOptions(**chosen)))
+def mixer_of(kind: str, sizes: MixerSizes = SIZES, **chosen: Any) -> Mixer:
+    mixer = moved(MIXERS[kind](sizes, MixerOptions(**chosen)))
     assert isinstance(mixer, Mixer)
     return mixer
 
@@ -84,7 +84,7 @@ def far_by_prefixes(mixer: Mixer, inputs: tuple[Tensor, ...], token: int, first:
 def test_a_causal_hybrid_shares_between_the_window_and_what_has_left_it(kind: str, window: int, sinks: int):
     inputs = site_inputs()
     hidden, _, _, query, key, value = inputs
-    mixer = mixer_of(kind)
+    mixer = mixer_of(kind, SIZES.with_match)
     hybrid = moved(CausalHybrid(CausalWindow(window, sinks, SCALE), mixer, SIZES))
     assert isinstance(hybrid, CausalHybrid)
     output = hybrid(*inputs)
@@ -95,8 +95,8 @@ def test_a_causal_hybrid_shares_between_the_window_and_what_has_left_it(kind: st
         stop = token - window + 1
         expected = near
         if stop > sinks:
-            far = far_by_prefixes(mixer, inputs, token, sinks, stop)
-            z = hybrid.share(hidden[:, token])
+            far, match = far_by_prefixes(mixer, (*inputs[:5], with_one(value)), token, sinks, stop).split([4, 1], -1)
+            z = hybrid.share(hidden[:, token]) + hybrid.slope[:, 0] * match[..., 0]
             mass = (stop - sinks) * z.exp()
             share = mass / (mass + scores.exp().sum(-1))
             expected = near + share.unsqueeze(-1) * (far - near)
@@ -120,7 +120,7 @@ def test_an_encoder_reads_both_directions_and_no_padding(kind: str, window: int,
     length = 10
     mask = (torch.arange(TOKENS) < length).expand(2, 1, 1, TOKENS)
     near = BidirectionalWindow(window, sinks, SCALE) if window else None
-    hybrid = moved(BidirectionalHybrid(near, [MIXERS[kind](SIZES, MixerOptions()) for _ in range(2)], SIZES))
+    hybrid = moved(BidirectionalHybrid(near, [MIXERS[kind](SIZES.with_match, MixerOptions()) for _ in range(2)], SIZES))
     assert isinstance(hybrid, BidirectionalHybrid)
     output = hybrid(*inputs, mask)
     kept = slice(0, length)
@@ -134,17 +134,20 @@ def test_an_encoder_reads_both_directions_and_no_padding(kind: str, window: int,
             scores = SCALE * torch.einsum("bhd,bhsd->bhs", query[:, :, token], keys)
             parts.append(torch.einsum("bhs,bhsd->bhd", scores.softmax(-1), values))
             masses.append(scores.exp().sum(-1))
-        forwards, backwards = hybrid.share(hidden[:, token]).chunk(2, -1)
+        shares, slopes = hybrid.share(hidden[:, token]).chunk(2, -1), hybrid.slope[:, 0].chunk(2)
+        wider = (*inputs[:5], with_one(value))
         stop = token - window + 1 if window else token + 1
         if stop > sinks:
-            parts.append(far_by_prefixes(hybrid.forwards, inputs, token, sinks, stop))  # type: ignore[arg-type]
-            masses.append((stop - sinks) * forwards.exp())
+            far, match = far_by_prefixes(hybrid.forwards, wider, token, sinks, stop).split([4, 1], -1)
+            parts.append(far)
+            masses.append((stop - sinks) * (shares[0] + slopes[0] * match[..., 0]).exp())
         start = max(token + max(window, 1), sinks)
         if start < length:
-            turned = tuple(one[:, kept].flip(1) if one.dim() == 3 else one[:, :, kept].flip(2) for one in inputs)
+            turned = tuple(one[:, kept].flip(1) if one.dim() == 3 else one[:, :, kept].flip(2) for one in wider)
             place = length - 1 - token
-            parts.append(far_by_prefixes(hybrid.backwards, turned, place, 0, length - start))  # type: ignore[arg-type]
-            masses.append((length - start) * backwards.exp())
+            far, match = far_by_prefixes(hybrid.backwards, turned, place, 0, length - start).split([4, 1], -1)
+            parts.append(far)
+            masses.append((length - start) * (shares[1] + slopes[1] * match[..., 0]).exp())
         weights = torch.stack(masses, -1)
         weights = weights / weights.sum(-1, keepdim=True)
         expected = (torch.stack(parts, -1) * weights.unsqueeze(-2)).sum(-1)
@@ -154,7 +157,9 @@ def test_an_encoder_reads_both_directions_and_no_padding(kind: str, window: int,
 @every_kind
 def test_every_parameter_learns(kind: str):
     inputs = [one.float() for one in site_inputs()]
-    hybrid = moved(CausalHybrid(CausalWindow(3, 1, SCALE), MIXERS[kind](SIZES, MixerOptions()), SIZES)).float()
+    hybrid = moved(
+        CausalHybrid(CausalWindow(3, 1, SCALE), MIXERS[kind](SIZES.with_match, MixerOptions()), SIZES)
+    ).float()
     hybrid(*inputs).square().mean().backward()
     for name, parameter in hybrid.named_parameters():
         assert parameter.grad is not None, name
@@ -168,7 +173,7 @@ def test_a_hybrid_starts_near_its_window(kind: str):
     window = CausalWindow(3, 1, SCALE)
     near, _ = window(*inputs[3:], ())
     with torch.no_grad():
-        start = CausalHybrid(window, MIXERS[kind](SIZES, MixerOptions()), SIZES).double()(*inputs)
+        start = CausalHybrid(window, MIXERS[kind](SIZES.with_match, MixerOptions()), SIZES).double()(*inputs)
     assert float((start - near).square().mean()) < 0.2 * float(near.square().mean())
     torch.testing.assert_close(start[:, :, :4], near[:, :, :4], msg="nothing has left the window yet")
 
@@ -225,7 +230,8 @@ def test_negative_eigenvalues_double_the_strength(kind: str):
     with torch.no_grad():
         for one in (plain, doubled):
             one.strengths.bias.fill_(9.0)
-    assert float(plain.strength(hidden).max()) < 1.0 < 1.9 < float(doubled.strength(hidden).min()) < 2.0
+        strengths = [one.strength(hidden) for one in (plain, doubled)]
+    assert float(strengths[0].max()) < 1.0 < 1.9 < float(strengths[1].min()) < 2.0
 
 
 @pytest.mark.parametrize("kind", ["gated-delta", "gla", "kda", "delta-product", "lightning"])
