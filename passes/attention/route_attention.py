@@ -51,7 +51,7 @@ class RouteAttention(ChoosesLayers, Graft):
 
     window: Annotated[int, "tokens that each token sees in the window, itself included"] = 64
     sinks: Annotated[int, "first tokens of a sequence that every token sees"] = 4
-    loss: Annotated[float, "nats a token that a context may lose before it gets all tokens"] = 0.5
+    loss: Annotated[float, "nats a token that a context may lose before it gets all tokens"] = 1.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
