@@ -27,7 +27,6 @@ GRAFTS = (
         for window in (WINDOW, "window=0")
     ),
     f"linear-attention:kind=gated-delta:{WINDOW}:layers=0",
-    f"linear-attention:kind=gated-delta:{WINDOW},quantize:bits=8:block_size=16",
 )
 FAST = (f"sliding-window:{WINDOW}", f"linear-attention:kind=gated-delta:{WINDOW}")
 PIECES = {
