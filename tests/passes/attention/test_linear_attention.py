@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
+import onnxruntime
 import pytest
 import torch
 import zoo
@@ -12,6 +14,7 @@ from rewrite_checks import context_of
 from torch import Tensor, nn
 
 from compiler import options
+from compiler.backends.onnx_runtime import OnnxRuntime
 from compiler.errors import CompilerError
 from compiler.grafting import apply_graft
 from compiler.mixers import Mixer, MixerOptions, MixerSizes
@@ -23,6 +26,7 @@ from compiler.program import Program
 from compiler.registry import Registry
 from compiler.rewriting import PassResult
 from compiler.sites import Site, find_sites
+from compiler.target import Target
 
 SIZES = MixerSizes(hidden_width=12, head_count=4, kv_head_count=2, key_dim=4, value_dim=4)
 TOKENS, SCALE = 13, 0.5
@@ -250,3 +254,19 @@ def test_shares_are_those_of_a_softmax_over_all_tokens():
     whole = torch.cat([scores, torch.full((count,), z)]).softmax(0)
     share = torch.sigmoid(z + math.log(count) - scores.logsumexp(0))
     torch.testing.assert_close(share, whole[3:].sum())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["gated-delta", "s4d", "short-conv"])
+def test_onnx_runtime_gives_what_an_encoder_gives_at_two_sizes(kind: str, tmp_path: Path):
+    program = canonical("bert")
+    after, _ = grafted(program, kind=kind, window=3, sinks=1)
+    OnnxRuntime().lower(after, Target.parse("cpu"), tmp_path)
+    (model,) = tmp_path.glob("*.onnx")
+    session = onnxruntime.InferenceSession(str(model), providers=["CPUExecutionProvider"])
+    for size in ((2, 12), (3, 17)):
+        inputs = zoo.entry("bert").inputs_at(*size)
+        found = session.run(None, {name: one.numpy() for name, one in inputs.items()})
+        for ours, expected in zip(found, after.run(*inputs.values()), strict=True):
+            error = (torch.from_numpy(ours) - expected).abs().max()
+            assert float(error) <= 1e-4 * float(expected.abs().max())
