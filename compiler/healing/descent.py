@@ -26,8 +26,8 @@ from compiler.healing.wall_time import WallTime
 from compiler.kept_work import write_whole
 
 WARM_UP = 0.05
-JUDGEMENTS = 12
-"""In a share, at the least time apart that settings say."""
+FEWEST, JUDGEMENTS = 4, 12
+"""Judgements in a share: as many as the least time between them that settings say allows, within these."""
 PATIENCE = 4
 BETTER = 0.998
 """Of the best loss so far: what is above that is no progress."""
@@ -106,7 +106,7 @@ class Descent:
         judged = kept = self._wall.spent
         if course.start == math.inf:
             course.start = self._judged() if settings.start is None else settings.start
-        interval = max(settings.judge_seconds, settings.seconds / JUDGEMENTS)
+        interval = max(min(settings.judge_seconds, settings.seconds / FEWEST), settings.seconds / JUDGEMENTS)
         reserve = 0.0
         while not interruption and course.share_done < 1 and course.steps != settings.most_steps:
             self._step()

@@ -61,7 +61,7 @@ def test_three_kills_cost_little(tmp_path: Path) -> None:
             if told >= share:
                 break
         process.send_signal(signal.SIGKILL)
-        process.wait(PROCESS_SECONDS)
+        process.communicate(timeout=PROCESS_SECONDS)
         (file,) = (tmp_path / "killed").glob("healing/*/seconds.json")
         before, kept = kept, float(json.loads(file.read_text(encoding="ascii")))
         assert kept > before
@@ -69,7 +69,8 @@ def test_three_kills_cost_little(tmp_path: Path) -> None:
     results = []
     for folder in ("killed", "whole"):
         started = time.monotonic()
-        output, _ = start(tmp_path / folder).communicate(timeout=PROCESS_SECONDS)
+        with start(tmp_path / folder) as finishing:
+            output, _ = finishing.communicate(timeout=PROCESS_SECONDS)
         results.append(json.loads(output.splitlines()[-1]))
         assert time.monotonic() - started < PROCESS_SECONDS
     killed, whole = results
