@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import mmap
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -162,3 +164,16 @@ def test_what_does_not_generate_is_refused(tmp_path: Path) -> None:
 def test_an_empty_prompt_is_refused(folder: Path) -> None:
     with pytest.raises(CompilerError, match="it has no token"):
         Decoder.open(folder, threads=1).prefill(0, [])
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems do not tell")
+def test_the_room_of_an_ended_text_goes_back_to_the_system(folder: Path) -> None:
+    decoder = Decoder.open(folder, rows=2, threads=1)
+    decoder.prefill(0, text(12, CONTEXT - 1))
+    decoder.prefill(1, text(13, CONTEXT - 1))
+    shared = [state.array for state in decoder._buffers.states if state.room is not None]
+    kept = [array[1].copy() for array in shared]
+    decoder.clear(0)
+    for array, other in zip(shared, kept, strict=True):
+        assert np.count_nonzero(array[0]) * array.itemsize < 2 * mmap.PAGESIZE
+        np.testing.assert_array_equal(array[1], other)

@@ -204,6 +204,8 @@ class Engine:
         if row != last:
             self._decoder.move(last, row)
             self._running[row] = self._running[last]
+        else:
+            self._decoder.clear(last)
         self._running.pop()
         if self._reading is not None:
             self._decoder.move(last + 1, last)

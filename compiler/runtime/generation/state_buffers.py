@@ -26,12 +26,16 @@ Array = np.ndarray[Any, Any]
 
 @dataclass
 class StateBuffer:
-    """One state: `past` and `present` are names, the array [rows, ...]. `room` is the axis of tokens, if it has one."""
+    """One state: `past` and `present` are names, the array [rows, ...] lies in `pages`.
+
+    `room` is the axis of tokens, if it has one.
+    """
 
     past: str
     present: str
     room: int | None
     array: Array
+    pages: mmap.mmap
 
 
 class StateBuffers:
@@ -49,8 +53,8 @@ class StateBuffers:
             spec = specs[state.past]
             room = next((axis for axis, dim in enumerate(spec.shape) if axis > 0 and isinstance(dim, str)), None)
             sizes = [self.capacity if isinstance(dim, str) else dim for dim in spec.shape[1:]]
-            array = _untouched([rows, *sizes], np.dtype(spec.dtype))
-            self.states.append(StateBuffer(state.past, state.present, room, array))
+            array, pages = _untouched([rows, *sizes], np.dtype(spec.dtype))
+            self.states.append(StateBuffer(state.past, state.present, room, array, pages))
 
     @property
     def recurrent(self) -> bool:
@@ -76,11 +80,13 @@ class StateBuffers:
             if state.room is None:
                 continue
             old = state.array
-            grown = _untouched([*old.shape[: state.room], self.capacity, *old.shape[state.room + 1 :]], old.dtype)
+            grown, pages = _untouched(
+                [*old.shape[: state.room], self.capacity, *old.shape[state.room + 1 :]], old.dtype
+            )
             for row, count in enumerate(used):
                 kept = (slice(None),) * (state.room - 1) + (slice(count),)
                 grown[row][kept] = old[row][kept]
-            state.array = grown
+            state.array, state.pages = grown, pages
 
     def move(self, source: int, target: int, used: int) -> None:
         """Copy the first `used` tokens of a row to another."""
@@ -89,18 +95,31 @@ class StateBuffers:
             state.array[target][kept] = state.array[source][kept]
 
     def clear(self, row: int) -> None:
-        """Forget a text. What was written where tokens had room is never read again, so only fixed states change."""
+        """Forget a text: fixed states become zeros; room for tokens, which is never read again, goes to the system."""
         for state in self.states:
             if state.room is None:
                 state.array[row] = 0
+            else:
+                _return_row(state, row)
 
     def arrays(self, rows: slice) -> Sequence[tuple[str, str, Array]]:
         """The names of every past and present, and the part of memory that a call with these rows reads and writes."""
         return [(state.past, state.present, state.array[rows]) for state in self.states]
 
 
-def _untouched(shape: Sequence[int], dtype: np.dtype[Any]) -> Array:
-    """Zeros that take memory page by page, as they are written."""
+def _return_row(state: StateBuffer, row: int) -> None:
+    """Give the whole pages inside a row back to the system; they are zeros when they are touched again."""
+    if sys.platform == "linux":
+        row_bytes = state.array.nbytes // len(state.array)
+        start = -(-row * row_bytes // mmap.PAGESIZE) * mmap.PAGESIZE
+        size = (row + 1) * row_bytes // mmap.PAGESIZE * mmap.PAGESIZE - start
+        if size > 0:
+            state.pages.madvise(mmap.MADV_DONTNEED, start, size)
+
+
+def _untouched(shape: Sequence[int], dtype: np.dtype[Any]) -> tuple[Array, mmap.mmap]:
+    """Zeros that take memory page by page, as they are written; and these pages."""
     size = math.prod(shape) * dtype.itemsize
     private = (mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS,) if sys.platform != "win32" else ()
-    return np.frombuffer(mmap.mmap(-1, size, *private), dtype).reshape(shape)
+    pages = mmap.mmap(-1, size, *private)
+    return np.frombuffer(pages, dtype).reshape(shape), pages
