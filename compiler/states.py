@@ -4,8 +4,10 @@ An incremental Program reads some new tokens and the states that earlier calls l
 
     input_ids [batch, sequence]; attention_mask [batch, total_sequence], ones and then zeros, whose row sums count the
     tokens so far with the new ones; logit_positions [kept], which of the new tokens give logits;
-    past_key_values.{i}.key and .value [batch, kv_heads, capacity, head_dim], buffers with room for capacity tokens
-    ->  logits [batch, kept, vocabulary]; present.{i}.key and .value, the same buffers with the new tokens written
+    past_key_values.{i}.key and .value [batch, kv_heads, capacity, head_dim], buffers with room for capacity tokens;
+    past_state.{i} [batch, ...], states of fixed size: of recurrences, windows, delays
+    ->  logits [batch, kept, vocabulary]; present.{i}.key and .value, the same buffers with the new tokens written;
+    present_state.{i}
 
 Names and layout are those of onnxruntime-genai's decoders.
 """
