@@ -3,8 +3,8 @@
 Before:  logits = f(input_ids, attention_mask): every call reads all tokens; attention over keys of the same call
 After:   logits, present.* = f(input_ids, attention_mask, logit_positions, past_key_values.*): attention is
          regraft::group_query_attention over buffers, positions follow each row's past, recurrent operators and windows
-         take and give states of fixed size, and the head computes logits for the positions that are asked for (the last one while a
-         prompt is read)
+         take and give states of fixed size, and the head computes logits for the positions that are asked for (the
+         last one while a prompt is read)
 Shapes:  input_ids [batch, sequence]; attention_mask [batch, total_sequence], ones and then zeros;
          logit_positions [kept]; logits [batch, kept, vocabulary]; past_key_values.{i}.key and
          .value [batch, kv_heads, capacity, head_dim].
