@@ -98,12 +98,16 @@ class _RowDivergence(torch.autograd.Function):
             log_q = _logits(found[some], student).log_softmax(-1)  # [rows, vocabulary]
             log_p = _logits(wanted[some], teacher).log_softmax(-1)
             p = log_p.exp()
-            total += (p * (log_p - log_q).masked_fill_(p == 0, 0)).sum().double()
+            parts = log_p.sub_(log_q).mul_(p)
+            summed = parts.sum()
+            if not torch.isfinite(summed):  # a token that can never come: 0 * (-inf - -inf)
+                summed = parts.masked_fill_(p == 0, 0).sum()
+            total += summed.double()
             if gradient is not None:
-                moved = log_q.exp_().sub_(p).div_(count)  # of the logits
+                moved = log_q.exp_().sub_(p)  # of the logits, times the count of rows
                 if student is not None:
                     moved = moved.to(student.weight.dtype) @ student.weight
-                gradient[some] = moved.to(gradient.dtype)
+                gradient[some] = moved.to(gradient.dtype).div_(count)
         ctx.gradient = gradient
         return (total / count).to(found.dtype)
 
