@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import pytest
@@ -19,6 +20,7 @@ from compiler.rewriting import PassResult, Replacement
 from compiler.sites import Site, find_sites
 
 
+@functools.cache
 def canonical(name: str) -> Program:
     program = zoo.program(name)
     Canonicalize().rewrite(program, context_of(program))

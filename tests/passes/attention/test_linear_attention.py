@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from pathlib import Path
 from typing import Any
@@ -64,6 +65,7 @@ def grafted(program: Program, **values: Any) -> tuple[Program, PassResult]:
     return apply_graft(LinearAttention(**values), program, (), context_of(program))
 
 
+@functools.cache
 def canonical(name: str) -> Program:
     program = zoo.program(name)
     Canonicalize().rewrite(program, context_of(program))
@@ -183,7 +185,7 @@ def test_a_hybrid_starts_near_its_window(kind: str):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "window"), [("llama", 4), ("gpt2", 0), ("bert", 3), ("vit", 4), ("gemma2", 0)])
+@pytest.mark.parametrize(("name", "window"), [("llama", 4), ("vit", 4), ("gemma2", 0)])
 def test_models_keep_their_shapes_and_dynamic_dims(name: str, window: int):
     program = canonical(name)
     after, result = grafted(program, kind="gated-delta", window=window, sinks=1)
@@ -257,7 +259,7 @@ def test_shares_are_those_of_a_softmax_over_all_tokens():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["gated-delta", "s4d", "short-conv"])
+@pytest.mark.parametrize("kind", ["gated-delta", "s4d"])
 def test_onnx_runtime_gives_what_an_encoder_gives_at_two_sizes(kind: str, tmp_path: Path):
     program = canonical("bert")
     after, _ = grafted(program, kind=kind, window=3, sinks=1)

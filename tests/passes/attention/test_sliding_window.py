@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any
 
@@ -22,6 +23,7 @@ from compiler.rewriting import PassResult, Replacement
 from compiler.sites import Site, find_sites
 
 
+@functools.cache
 def canonical(name: str) -> Program:
     program = zoo.program(name)
     Canonicalize().rewrite(program, context_of(program))
@@ -77,14 +79,14 @@ def test_masks_of_an_encoder_keep_padding_out():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["llama", "gpt2", "bert", "bart"])
+@pytest.mark.parametrize("name", ["llama", "bert"])
 def test_a_window_as_long_as_the_text_changes_nothing(name: str):
     program = canonical(name)
     after, result = grafted(program, window=12, sinks=0)
     self_attention = [one for one in find_sites(program, ("token-mixer",)) if isinstance(one, Site)]
     assert result.changed == tuple(site.name for site in self_attention)
     inputs = program.example_inputs
-    kept = inputs[1].bool() if name in ("llama", "gpt2", "bert") else ...  # the last tokens are padding
+    kept = inputs[1].bool()  # the last tokens are padding
     found, expected = after.run(*inputs)[0][kept], program.run(*inputs)[0][kept]
     torch.testing.assert_close(found, expected, rtol=0, atol=2e-6 * float(expected.abs().max()))
     shorter, _ = grafted(program, window=3, sinks=0)
@@ -108,7 +110,6 @@ def test_only_the_layers_that_are_asked_for():
         ("gemma2", {}, "its scores are capped"),
         ("bloom", {}, "a bias is added to its scores"),
         ("mistral", {"window": 8}, "its window of 8 tokens is no longer than 8"),
-        ("whisper", {}, "its keys are of another sequence"),
         ("vit", {"window": 17}, "it reads 17 tokens, no more than the window"),
     ],
 )
