@@ -27,7 +27,7 @@ class BlockProduct(torch.autograd.Function):
         return torch.nn.functional.linear(x, _weight(x, steps, scales))
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, None, Tensor | None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, None, Tensor | None]:
         x, steps, scales = ctx.saved_tensors
         grad_x = grad_scales = None
         if ctx.needs_input_grad[0]:
