@@ -113,6 +113,7 @@ class _Healing:
         forms = WeightForms(half=half_is_faster(self.teacher) if form is None else form.half)
         whole = frozen_graph(self.teacher, forms)
         lesson, views = self._lesson(forms)
+        self.wall.keep()
         form = form or self._measured_form(lesson, half=forms.half)
         self.work.keep_form(form)
         for _ in range(form.halvings):
