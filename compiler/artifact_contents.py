@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import math
 from collections.abc import Iterable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,7 @@ import torch
 from compiler.artifact import ArtifactContents
 from compiler.generation_record import generation_record
 from compiler.model_name import model_name
+from compiler.ops.quantized_linear import inputs_rounded
 from compiler.program import Dimension, TensorSpec
 from compiler.runtime.manifest import PassRecord, Scalar, TensorRecord
 from compiler.states import KEPT_POSITIONS
@@ -35,6 +37,8 @@ def artifact_contents(
 ) -> ArtifactContents:
     """Everything that goes into the artifact beside its payload and its reports."""
     golden = golden_batch(program, data)
+    with inputs_rounded() if lowered.rounds_inputs else nullcontext():
+        reference = program.run(*golden)
     return ArtifactContents(
         name=model_name(recipe.model),
         role=program.role,
@@ -49,9 +53,7 @@ def artifact_contents(
             if isinstance(dim, Dimension)
         },
         golden_inputs={spec.name: tensor.numpy() for spec, tensor in zip(program.inputs, golden, strict=True)},
-        reference={
-            spec.name: tensor.numpy() for spec, tensor in zip(program.outputs, program.run(*golden), strict=True)
-        },
+        reference={spec.name: tensor.numpy() for spec, tensor in zip(program.outputs, reference, strict=True)},
         tolerance=lowered.tolerance,
         recipe=recipe.text(),
         passes=tuple(PassRecord(spec.name, _scalars(spec.options)) for spec in recipe.passes or ()),

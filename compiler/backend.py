@@ -19,7 +19,7 @@ class Lowered:
     `entry` is the file to open, relative to the folder; `files` are all payload files, relative too. `runtime` names
     the engine that opens it ("onnxruntime", "torch"), `requires` its packages with the least version. `kernels` counts
     the operators of the lowered graph by name, so that what really runs can be read off. `options` are handed to the
-    runtime.
+    runtime. `rounds_inputs` says that products of quantized weights round their inputs to 8 bits.
     """
 
     entry: str
@@ -30,6 +30,7 @@ class Lowered:
     kernels: dict[str, int] = field(default_factory=dict)
     options: dict[str, str | int | bool] = field(default_factory=dict)
     tolerance: float = 1e-3
+    rounds_inputs: bool = False
     notes: tuple[str, ...] = ()
 
 

@@ -104,6 +104,7 @@ class OnnxRuntime(Backend):
             requires={"onnxruntime": ONNX_RUNTIME_VERSION},
             kernels=kernels,
             tolerance=_tolerance(model.graph, kernels),
+            rounds_inputs=_rounding_products(model.graph, kernels) > 0,
             notes=_notes(target, obstacle),
         )
 
@@ -121,20 +122,25 @@ def _tolerance(graph: ir.Graph, kernels: Mapping[str, int]) -> float:
 
     ONNX Runtime makes products in blocks of dequantized weights too.
     """
-    from compiler.ops.quantized_linear import INT8_COMPUTE
-
     nodes = list(graph.all_nodes())
     written = {node.op_type for node in nodes}
     if not {"DynamicQuantizeLinear", "QuantizeLinear"}.isdisjoint(written):
         return FLIPPED_CODE_TOLERANCE
-    products = [node for node in nodes if node.op_type == "MatMulNBits"]
-    count = sum(node.attributes.get_int("accuracy_level", 0) == INT8_COMPUTE for node in products)
-    if not products:
-        count = kernels.get("MatMulNBits", 0)
+    count = _rounding_products(graph, kernels)
     held = [node for node in nodes if node.attributes.get_int("kv_cache_bit_width", 0)]
     if not count:
         return FLIPPED_STATE_TOLERANCE if held else ROUNDING_TOLERANCE
     return ROUNDED_INPUT_TOLERANCE * math.sqrt(max(1.0, count / ROUNDED_PRODUCTS))
+
+
+def _rounding_products(graph: ir.Graph, kernels: Mapping[str, int]) -> int:
+    """How many products round their inputs to 8 bits in blocks."""
+    from compiler.ops.quantized_linear import INT8_COMPUTE
+
+    products = [node for node in graph.all_nodes() if node.op_type == "MatMulNBits"]
+    if not products:
+        return kernels.get("MatMulNBits", 0)
+    return sum(node.attributes.get_int("accuracy_level", 0) == INT8_COMPUTE for node in products)
 
 
 def _notes(target: Target, genai_obstacle: str | None) -> tuple[str, ...]:

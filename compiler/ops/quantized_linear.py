@@ -7,12 +7,16 @@
     w[o, i] = (code[o, i] - zero[o, i // block_size]) * scales[o, i // block_size];   y = x @ w.T + bias
 
 Codes lie lowest bits first. Gradients go to x and bias; the codes are constants. `accuracy_level` is for kernels: at 4
-they may round x to 8 bits in blocks, at 0 and 1 they compute in float, as this definition does.
+they may round x to 8 bits in blocks, at 0 and 1 they compute in float, as this definition does. What kernels are held
+to is computed as they compute, under `inputs_rounded`.
 Source: com.microsoft MatMulNBits.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -25,6 +29,27 @@ SCHEMA = (
     "int bits, int block_size, int accuracy_level=4) -> Tensor"
 )
 INT8_COMPUTE = 4
+LARGEST_INT8 = 127
+_ROUNDING: ContextVar[bool] = ContextVar("whether inputs are rounded at level 4", default=False)
+
+
+@contextmanager
+def inputs_rounded() -> Iterator[None]:
+    """Inside, products at accuracy level 4 round their inputs as ONNX Runtime's kernels for x86 do."""
+    token = _ROUNDING.set(True)
+    try:
+        yield
+    finally:
+        _ROUNDING.reset(token)
+
+
+def rounded_to_int8(x: Tensor, block_size: int) -> Tensor:
+    """x [..., in] at the nearest of 255 steps of each block's largest magnitude, in float32."""
+    padded = torch.nn.functional.pad(x.float(), (0, -x.shape[-1] % block_size))
+    blocks = padded.unflatten(-1, (-1, block_size))  # [..., blocks, block_size]
+    step = blocks.abs().amax(-1, keepdim=True) / LARGEST_INT8
+    rounded = torch.where(step > 0, (blocks / step).round() * step, 0.0)
+    return rounded.flatten(-2)[..., : x.shape[-1]]
 
 
 def dequantized_weight(weight: Tensor, scales: Tensor, zero_points: Tensor | None, bits: int, inputs: int) -> Tensor:
@@ -52,7 +77,9 @@ def quantized_linear(
 ) -> Tensor:
     """The definition: dequantize, then a float product."""
     matrix = dequantized_weight(weight, scales, zero_points, bits, x.shape[-1])
-    return torch.nn.functional.linear(x.float(), matrix, None if bias is None else bias.float()).to(x.dtype)
+    rounds = accuracy_level == INT8_COMPUTE and _ROUNDING.get()
+    read = rounded_to_int8(x, block_size) if rounds else x.float()
+    return torch.nn.functional.linear(read, matrix, None if bias is None else bias.float()).to(x.dtype)
 
 
 @quantized_linear.register_fake

@@ -9,7 +9,7 @@ import pytest
 import torch
 from onnx import helper
 
-from compiler.ops.quantized_linear import dequantized_weight, quantized_linear
+from compiler.ops.quantized_linear import dequantized_weight, inputs_rounded, quantized_linear
 from compiler.quantization.packing import pack_codes, pack_zero_points
 from tests.ops.one_node_model import run_nodes
 
@@ -56,6 +56,30 @@ def test_numbers_are_those_of_onnx_runtime(bits: int, zeros: bool, inputs: int) 
     (found,) = run_nodes([node], {"x": x.numpy()}, stored, ["y"])
     ours = quantized_linear(x, made["weight"], made["scales"], made["zero_points"], bias, bits, 32)
     np.testing.assert_allclose(ours.numpy(), found, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("zeros", [False, True])
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize(("inputs", "block"), [(128, 32), (256, 64), (125, 32)])
+def test_rounded_inputs_are_those_of_onnx_runtime(bits: int, zeros: bool, inputs: int, block: int) -> None:
+    """At accuracy level 4, where the kernel rounds inputs: not in error, but in the same numbers."""
+    blocks = -(-inputs // block)
+    made = layer(bits, 24, blocks, block, zeros)
+    x = torch.randn(2, 7, inputs, generator=torch.Generator().manual_seed(3))
+    x[0, 0] = 0
+    sizes = {"K": inputs, "N": 24, "bits": bits, "block_size": block, "accuracy_level": 4}
+    node = helper.make_node(
+        "MatMulNBits", ["x", "w", "s", "z" if zeros else ""], ["y"], domain="com.microsoft", **sizes
+    )
+    stored = {"w": made["weight"].numpy(), "s": made["scales"].numpy()}
+    if zeros:
+        stored["z"] = made["zero_points"].numpy()
+    (found,) = run_nodes([node], {"x": x.numpy()}, stored, ["y"])
+    arguments = (x, made["weight"], made["scales"], made["zero_points"], None, bits, block)
+    with inputs_rounded():
+        ours = quantized_linear(*arguments).numpy()
+    exact = quantized_linear(*arguments).numpy()
+    assert abs(ours - found).max() < 0.05 * abs(exact - found).max()
 
 
 def test_gradients_are_those_of_the_dense_layer() -> None:
