@@ -36,7 +36,7 @@ def tensor_digest(tensor: Tensor) -> str:
     flat = tensor.detach().cpu().contiguous().flatten()
     content = hashlib.sha256(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
     if flat.numel():
-        content.update(memoryview(flat.view(torch.uint8).numpy()))
+        content.update(flat.view(torch.uint8).numpy().data)
     return content.hexdigest()[:DIGITS]
 
 

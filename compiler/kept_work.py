@@ -47,7 +47,7 @@ def kept_folder(kind: str, digest: str, root: Path | None = None) -> Path:
     return folder
 
 
-def write_whole(path: Path, write: Callable[[Path], None]) -> None:
+def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` fill a file that stands at `path` when it is whole."""
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:

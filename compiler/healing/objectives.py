@@ -49,7 +49,7 @@ class Divergence(Objective):
         rows, targets = found.flatten(0, 1), wanted.flatten(0, 1)
         if mask is not None:
             rows, targets = rows[mask.flatten()], targets[mask.flatten()]
-        value: Tensor = _RowDivergence.apply(rows, targets, self._student, self._teacher)
+        value: Tensor = _RowDivergence.apply(rows, targets, self._student, self._teacher)  # type: ignore[no-untyped-call]
         return value
 
 

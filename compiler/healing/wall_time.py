@@ -34,7 +34,7 @@ class WallTime:
     def keep(self) -> None:
         """Remember the seconds spent for a later run."""
         text = json.dumps(self.spent)
-        write_whole(self._file, lambda partial: partial.write_text(text, encoding="ascii") and None)
+        write_whole(self._file, lambda partial: partial.write_text(text, encoding="ascii"))
 
     def _read(self) -> float:
         try:

@@ -68,7 +68,7 @@ class WorkFolder:
     def keep_form(self, form: Form) -> None:
         """For later runs."""
         text = json.dumps(asdict(form))
-        write_whole(self._form, lambda partial: partial.write_text(text, encoding="ascii") and None)
+        write_whole(self._form, lambda partial: partial.write_text(text, encoding="ascii"))
 
     def healed(self, seconds: float) -> dict[str, Any] | None:
         """What an earlier run finished with at least that budget: parameters, record."""

@@ -69,12 +69,14 @@ class CausalHybrid(nn.Module):
         line, _ = token_delay(torch.cat(written, -1), None, self.window.window)
         if self.window.sinks:
             line = line * (left > 0).to(line.dtype)
-        far = self.mixer.read(hidden, raw_query, line.split([one.shape[-1] for one in written], -1), positions)
-        far, match = far.split([value.shape[-1], 1], -1)
+        delayed = torch.split(line, [one.shape[-1] for one in written], -1)
+        far = self.mixer.read(hidden, raw_query, delayed, positions)
+        far, match = torch.split(far, [value.shape[-1], 1], -1)
         score = self.share(hidden) + left.to(hidden.dtype).clamp(min=NONE).log()  # [batch, tokens, heads]
         score = score.transpose(1, 2) + self.slope * match.squeeze(-1) - log_sum.to(score.dtype)
         share = score.sigmoid().unsqueeze(-1)
-        return near + share * (far - near)
+        mixed: Tensor = near + share * (far - near)
+        return mixed
 
 
 class BidirectionalHybrid(nn.Module):
@@ -104,7 +106,7 @@ class BidirectionalHybrid(nn.Module):
             # Without a window a token is part of what it reads forwards, and so not of what it reads backwards.
             delay = reach or int(back)
             far, count = self._read(mixer, hidden, raw_query, raw_key, with_one(value), kept, delay, back)
-            far, match = far.split([value.shape[-1], 1], -1)
+            far, match = torch.split(far, [value.shape[-1], 1], -1)
             parts.append(far)
             z = shares[back] + slopes[back] * match.squeeze(-1)  # [batch, heads, tokens]
             scores.append(z + count.clamp(min=NONE).log().transpose(1, 2))
@@ -122,7 +124,7 @@ class BidirectionalHybrid(nn.Module):
             hidden, query, line = hidden.flip(1), query.flip(2), line.flip(1)
         if delay:
             line, _ = token_delay(line, None, delay)
-        *found, counted = line.split([*(one.shape[-1] for one in written), 1], -1)
+        *found, counted = torch.split(line, [*(one.shape[-1] for one in written), 1], -1)
         far, count = mixer.read(hidden, query, found, positions_of(hidden)), counted.cumsum(1)
         return (far.flip(2), count.flip(1)) if back else (far, count)
 

@@ -46,7 +46,7 @@ def inputs_rounded() -> Iterator[None]:
 def rounded_to_int8(x: Tensor, block_size: int) -> Tensor:
     """x [..., in] at the nearest of 255 steps of each block's largest magnitude, in float32."""
     padded = torch.nn.functional.pad(x.float(), (0, -x.shape[-1] % block_size))
-    blocks = padded.unflatten(-1, (-1, block_size))  # [..., blocks, block_size]
+    blocks = torch.unflatten(padded, -1, (-1, block_size))  # [..., blocks, block_size]
     step = blocks.abs().amax(-1, keepdim=True) / LARGEST_INT8
     rounded = torch.where(step > 0, (blocks / step).round() * step, 0.0)
     return rounded.flatten(-2)[..., : x.shape[-1]]
