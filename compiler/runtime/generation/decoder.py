@@ -29,8 +29,8 @@ MASK_STEP = 64
 
 CHUNK = 128
 """The most tokens of a prompt in one call. Attention scores all tokens of a chunk against each other and then drops
-what lies ahead: 2,048 tokens of SmolLM2-135M take 1.16 times the processor's time in chunks of 512, and 1.25 in those
-of 32."""
+what lies ahead: on one thread 2,048 tokens of SmolLM2-135M take 1.16 times the processor's time in chunks of 512, and
+1.25 in those of 32; on two threads chunks of 128, 256 and 512 are within 5 %."""
 
 
 class Decoder:
