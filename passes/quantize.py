@@ -124,8 +124,8 @@ class Quantize(Graft):
                     proposal.gentler = None  # which would keep float weights and statistics in memory
                 if walk is not None:
                     walk.replace(site, proposal.module)
-                if context.healing is not None and proposal.heal:
-                    proposal.module.learn_scales()  # type: ignore[operator]
+                if context.healing is not None and isinstance(proposal.module, BlockQuantizedLinear) and proposal.heal:
+                    proposal.module.learn_scales()
             yield proposal
 
     def _proposal(

@@ -45,7 +45,7 @@ def site_view(module: fx.GraphModule, site: Site) -> SiteView:
     """The view of `site` in `module`, a graph in which its nodes have the names that they have in its own."""
     nodes = {node.name: node for node in module.graph.nodes}
     inputs = [nodes[one.name] for one in site.inputs]
-    leaves: list[fx.Node] = [*_placeholders(module), *inputs[:1]]
+    leaves: list[fx.Node] = list(dict.fromkeys([*_placeholders(module), *inputs[:1]]))
     for one in inputs[1:]:
         made_again = _made_of(one, leaves)
         if made_again is None or sum(_is_linear(module, node) for node in made_again) > MOST_LINEARS_AGAIN:

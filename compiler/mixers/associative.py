@@ -21,6 +21,8 @@ from compiler.ops.rms_norm import rms_norm
 SHORTEST_MEMORY, LONGEST_MEMORY = 128, 4096
 """Tokens over which heads forget by a factor of e at first, in a geometric series from head to head."""
 NORM_EPSILON = 1e-6
+WRITTEN = 0.1
+"""What share of a key's old value a token replaces at first, by the delta rule."""
 
 
 class AssociativeMixer(Mixer):
@@ -75,6 +77,24 @@ class AssociativeMixer(Mixer):
         """[batch, kv_heads, tokens, dim] as [batch, state_heads, tokens, dim]."""
         repeats = self.state_heads // x.shape[1]
         return x if repeats == 1 else x.repeat_interleave(repeats, 1)
+
+
+class DeltaRuleMixer(AssociativeMixer):
+    """A token replaces a share sigmoid(U h + d) of what its key had, or of twice that with `negative_eigenvalues`: a
+    state may then change sign along a key (Grazzi et al. 2024, arXiv:2411.12537). Subclasses give `decay`.
+    """
+
+    update_rule = "gated_delta"
+    takes = ("heads", "negative_eigenvalues")
+
+    def __init__(self, sizes: MixerSizes, options: MixerOptions) -> None:
+        super().__init__(sizes, options)
+        self.range = 2.0 if options.negative_eigenvalues else 1.0
+        self.strengths = strength_gate(sizes, torch.full((self.state_heads,), WRITTEN / self.range))
+
+    def strength(self, hidden: Tensor) -> Tensor:
+        """[batch, tokens, state_heads]"""
+        return self.range * torch.sigmoid(self.strengths(hidden))
 
 
 def memories(heads: int) -> Tensor:

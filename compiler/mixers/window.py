@@ -92,3 +92,19 @@ def window_of(site: Site, window: int, sinks: int) -> CausalWindow | Bidirection
     """The window in the form that the site needs."""
     form = CausalWindow if site.bindings["causal"] else BidirectionalWindow
     return form(window, sinks, float(site.bindings["scale"]))
+
+
+class WindowedAttention(nn.Module):
+    """The window in the place of a token-mixer site."""
+
+    def __init__(self, site: Site, window: int, sinks: int) -> None:
+        super().__init__()
+        self.window = window_of(site, window, sinks)
+
+    def forward(
+        self, hidden: Tensor, raw_query: Tensor, raw_key: Tensor, query: Tensor, key: Tensor, value: Tensor,
+        *masks: Tensor,
+    ) -> Tensor:  # fmt: skip
+        """[batch, heads, tokens, head_dim]; of a token-mixer site's inputs, what attention reads."""
+        output: Tensor = self.window(query, key, value, masks)[0]
+        return output

@@ -24,11 +24,11 @@ import torch
 
 from compiler.evidence.language import is_language_model
 from compiler.hookspecs import hookimpl
-from compiler.mixers.window import refuse_window
+from compiler.mixers.window import WindowedAttention, refuse_window
 from compiler.passes.attention.routing.contexts import Observation, language_contexts, observed
 from compiler.passes.attention.routing.routed_attention import RoutedAttention
 from compiler.passes.attention.routing.training import trained_router
-from compiler.passes.attention.sliding_window import SlidingWindow, WindowedAttention
+from compiler.passes.attention.sliding_window import SlidingWindow
 from compiler.program import Program
 from compiler.rewriting import Graft, Pass, PassContext, Replacement
 from compiler.selection.layer_choice import ChoosesLayers

@@ -19,10 +19,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
-from torch import Tensor, nn
-
 from compiler.hookspecs import hookimpl
-from compiler.mixers.window import refuse_window, window_of
+from compiler.mixers.window import WindowedAttention, refuse_window
 from compiler.program import Program
 from compiler.rewriting import Graft, Pass, PassContext, Replacement
 from compiler.selection.layer_choice import ChoosesLayers
@@ -68,22 +66,6 @@ class SlidingWindow(ChoosesLayers, Graft):
             f"window of {window} and {self.sinks} sinks",
             gentler=(lambda: self._windowed(site, SOFTENED * window, softer=False)) if softer else None,
         )
-
-
-class WindowedAttention(nn.Module):
-    """The window in the place of a token-mixer site."""
-
-    def __init__(self, site: Site, window: int, sinks: int) -> None:
-        super().__init__()
-        self.window = window_of(site, window, sinks)
-
-    def forward(
-        self, hidden: Tensor, raw_query: Tensor, raw_key: Tensor, query: Tensor, key: Tensor, value: Tensor,
-        *masks: Tensor,
-    ) -> Tensor:  # fmt: skip
-        """[batch, heads, tokens, head_dim]; of a token-mixer site's inputs, what attention reads."""
-        output: Tensor = self.window(query, key, value, masks)[0]
-        return output
 
 
 @hookimpl

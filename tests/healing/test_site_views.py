@@ -46,6 +46,13 @@ def test_slices_give_what_the_program_gives(name: str, kind: str) -> None:
         check(program, site, inputs)
 
 
+def test_a_site_that_reads_an_input_of_the_program() -> None:
+    program = zoo.program("llama")
+    inputs = tuple(zoo.entry("llama").inputs_at(2, 12)[spec.name] for spec in program.inputs)
+    (table,) = sites(program, "embedding")
+    assert check(program, table, inputs) == 1
+
+
 def test_what_follows_from_the_first_input_is_not_kept() -> None:
     program = zoo.program("llama")
     inputs = tuple(zoo.entry("llama").inputs_at(2, 12)[spec.name] for spec in program.inputs)

@@ -14,45 +14,39 @@ from torch import Tensor, nn
 
 from compiler.hookspecs import hookimpl
 from compiler.mixers import Mixer, MixerOptions, MixerSizes
-from compiler.mixers.associative import AssociativeMixer, memories, softplus_inverse, strength_gate
+from compiler.mixers.associative import WRITTEN, DeltaRuleMixer, memories, softplus_inverse, strength_gate
 from compiler.mixers.mixer import Gate, HeadMaps, by_head, packed
 from compiler.ops.linear_attention import linear_attention
 
 STEPS = 2
-WRITTEN, WRITTEN_LATER = 0.1, 0.02
-"""What share of a key's old value the first step replaces at first, and what the others do."""
+WRITTEN_LATER = 0.02
+"""What share of a key's old value the steps after the first replace at first."""
 SPREAD = 0.02
 """Standard deviation of what tells the maps of later steps from the identity at first."""
 
 
-class DeltaProduct(AssociativeMixer):
+class DeltaProduct(DeltaRuleMixer):
     """Gated DeltaProduct over the layer's own keys and values."""
 
     name = "delta-product"
-    update_rule = "gated_delta"
-    takes = ("heads", "negative_eigenvalues", "steps")
+    takes = (*DeltaRuleMixer.takes, "steps")
 
     def __init__(self, sizes: MixerSizes, options: MixerOptions) -> None:
         super().__init__(sizes, options)
         self.steps = STEPS if options.steps is None else options.steps
         if self.steps < 2:
             raise ValueError(f"steps={self.steps}: a product has two steps at least; one step is kind=gated-delta")
-        self.range = 2.0 if options.negative_eigenvalues else 1.0
         heads, later = self.state_heads, range(self.steps - 1)
         self.later_keys = nn.ModuleList(_nearly_identity(heads, sizes.key_dim) for _ in later)
         self.later_values = nn.ModuleList(_nearly_identity(heads, sizes.value_dim) for _ in later)
         written = torch.tensor([WRITTEN] + [WRITTEN_LATER] * (self.steps - 1)).repeat_interleave(heads)
-        self.strengths = strength_gate(sizes, written / self.range)
+        self.strengths = strength_gate(sizes, written / self.range)  # step by step
         self.rate = nn.Parameter(torch.zeros(heads))
         self.decays = Gate(sizes.hidden_width, softplus_inverse(1 / memories(heads)))
 
     def decay(self, hidden: Tensor) -> Tensor:
         """[batch, tokens, state_heads]"""
         return -self.rate.exp() * nn.functional.softplus(self.decays(hidden))
-
-    def strength(self, hidden: Tensor) -> Tensor:
-        """[batch, tokens, steps * state_heads]"""
-        return self.range * torch.sigmoid(self.strengths(hidden))
 
     def write(self, hidden: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, ...]:
         """Keys, values and strengths of all steps, step by step, and one decay."""

@@ -11,24 +11,17 @@ from torch import Tensor, nn
 
 from compiler.hookspecs import hookimpl
 from compiler.mixers import Mixer, MixerOptions, MixerSizes
-from compiler.mixers.associative import AssociativeMixer, memories, softplus_inverse, strength_gate
+from compiler.mixers.associative import DeltaRuleMixer, memories, softplus_inverse
 from compiler.mixers.mixer import Gate
 
-WRITTEN = 0.1
-"""What share of a key's old value a token replaces at first."""
 
-
-class KimiDelta(AssociativeMixer):
+class KimiDelta(DeltaRuleMixer):
     """Kimi Delta Attention's rule over the layer's own keys and values."""
 
     name = "kda"
-    update_rule = "gated_delta"
-    takes = ("heads", "negative_eigenvalues")
 
     def __init__(self, sizes: MixerSizes, options: MixerOptions) -> None:
         super().__init__(sizes, options)
-        self.range = 2.0 if options.negative_eigenvalues else 1.0
-        self.strengths = strength_gate(sizes, torch.full((self.state_heads,), WRITTEN / self.range))
         self.rate = nn.Parameter(torch.zeros(self.state_heads, 1))
         constant = softplus_inverse(1 / memories(self.state_heads)).repeat_interleave(sizes.key_dim)
         self.decays = Gate(sizes.hidden_width, constant, rank=sizes.key_dim)
@@ -38,10 +31,6 @@ class KimiDelta(AssociativeMixer):
         by_head = torch.unflatten(nn.functional.softplus(self.decays(hidden)), 2, (self.state_heads, -1))
         decay: Tensor = -self.rate.exp() * by_head
         return decay.flatten(2)
-
-    def strength(self, hidden: Tensor) -> Tensor:
-        """[batch, tokens, state_heads]"""
-        return self.range * torch.sigmoid(self.strengths(hidden))
 
 
 @hookimpl
