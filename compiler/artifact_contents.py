@@ -70,8 +70,8 @@ def artifact_contents(
 def _reference(program: Program, golden: Batch, lowered: Lowered) -> tuple[Sequence[Tensor], float]:
     """What the payload is held to, and how nearly.
 
-    Where kernels round inputs of products, so does the reference; a difference of 1e-7 still moves some input to the
-    next of 255 steps, and later layers carry that on, up to what rounding itself does. So that is measured here.
+    Where kernels round inputs of products in blocks, so does the reference; a difference of 1e-7 still moves some input
+    to the next of 255 steps, and later layers carry that on, up to what rounding itself does. So that is measured here.
     """
     exact = program.run(*golden)
     if not lowered.rounds_inputs:

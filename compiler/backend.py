@@ -19,7 +19,8 @@ class Lowered:
     `entry` is the file to open, relative to the folder; `files` are all payload files, relative too. `runtime` names
     the engine that opens it ("onnxruntime", "torch"), `requires` its packages with the least version. `kernels` counts
     the operators of the lowered graph by name, so that what really runs can be read off. `options` are handed to the
-    runtime. `rounds_inputs` says that products of quantized weights round their inputs to 8 bits.
+    runtime. `rounds_inputs` says that kernels round inputs of the Program's quantized_linear to 8 bits: how far that
+    moves outputs is measured, and `tolerance` is the least that holds.
     """
 
     entry: str

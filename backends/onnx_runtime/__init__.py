@@ -25,9 +25,9 @@ FLIPPED_CODE_TOLERANCE = 0.15
 """With activations quantized on the way, a difference of 1e-7 moves a value to the next of 256 codes, and later layers
 carry that on: scaling one bias by 1 + 3e-7 moves all-MiniLM-L6-v2's output by 0.044 of its largest value in eager."""
 ROUNDED_INPUT_TOLERANCE = 0.03
-"""MatMulNBits at accuracy level 4 rounds its inputs to 8 bits in blocks, each by up to 1/254 of its block's largest.
-For the 36 products of six layers; such errors add like a random walk's steps, by the root of how many there are:
-SmolLM2-135M's 30 layers move logits by 0.036."""
+"""Products of dequantized weights that ONNX Runtime fuses to MatMulNBits round their inputs to 8 bits in blocks, each
+by up to 1/254 of its block's largest. For the 36 products of six layers; such errors add like a random walk's steps, by
+the root of how many there are. Products that the Program itself has in blocks are measured instead."""
 ROUNDED_PRODUCTS = 36
 FLIPPED_STATE_TOLERANCE = 0.05
 """With keys and values held as int8, rounding alone moves some to the next code, by 1/127 of the largest, and those of
@@ -104,7 +104,7 @@ class OnnxRuntime(Backend):
             requires={"onnxruntime": ONNX_RUNTIME_VERSION},
             kernels=kernels,
             tolerance=_tolerance(model.graph, kernels),
-            rounds_inputs=_rounding_products(model.graph, kernels) > 0,
+            rounds_inputs=_rounds_inputs(model.graph),
             notes=_notes(target, obstacle),
         )
 
@@ -118,29 +118,26 @@ class OnnxRuntime(Backend):
 
 
 def _tolerance(graph: ir.Graph, kernels: Mapping[str, int]) -> float:
-    """By how activations are rounded: to codes of the model's, in blocks inside of a product, or not at all.
-
-    ONNX Runtime makes products in blocks of dequantized weights too.
-    """
+    """By how activations are rounded: to codes of the model's, to codes of keys and values, by products that ONNX
+    Runtime made out of dequantized weights, or not at all."""
     nodes = list(graph.all_nodes())
-    written = {node.op_type for node in nodes}
+    written = Counter(node.op_type for node in nodes)
     if not {"DynamicQuantizeLinear", "QuantizeLinear"}.isdisjoint(written):
         return FLIPPED_CODE_TOLERANCE
-    count = _rounding_products(graph, kernels)
+    if (fused := kernels.get("MatMulNBits", 0) - written["MatMulNBits"]) > 0:
+        return ROUNDED_INPUT_TOLERANCE * math.sqrt(max(1.0, fused / ROUNDED_PRODUCTS))
     held = [node for node in nodes if node.attributes.get_int("kv_cache_bit_width", 0)]
-    if not count:
-        return FLIPPED_STATE_TOLERANCE if held else ROUNDING_TOLERANCE
-    return ROUNDED_INPUT_TOLERANCE * math.sqrt(max(1.0, count / ROUNDED_PRODUCTS))
+    return FLIPPED_STATE_TOLERANCE if held else ROUNDING_TOLERANCE
 
 
-def _rounding_products(graph: ir.Graph, kernels: Mapping[str, int]) -> int:
-    """How many products round their inputs to 8 bits in blocks."""
+def _rounds_inputs(graph: ir.Graph) -> bool:
+    """Whether products that stand in the graph as such round their inputs, as the Program can."""
     from compiler.ops.quantized_linear import INT8_COMPUTE
 
-    products = [node for node in graph.all_nodes() if node.op_type == "MatMulNBits"]
-    if not products:
-        return kernels.get("MatMulNBits", 0)
-    return sum(node.attributes.get_int("accuracy_level", 0) == INT8_COMPUTE for node in products)
+    return any(
+        node.op_type == "MatMulNBits" and node.attributes.get_int("accuracy_level", 0) == INT8_COMPUTE
+        for node in graph.all_nodes()
+    )
 
 
 def _notes(target: Target, genai_obstacle: str | None) -> tuple[str, ...]:
