@@ -8,7 +8,8 @@
 
 Codes lie lowest bits first. Gradients go to x and bias; the codes are constants. `accuracy_level` is for kernels: at 4
 they may round x to 8 bits in blocks, at 0 and 1 they compute in float, as this definition does. What kernels are held
-to is computed as they compute, under `inputs_rounded`.
+to is computed as they compute, under `inputs_rounded`: x is rounded for what codes around the middle give, and what
+zero points between codes add is in float.
 Source: com.microsoft MatMulNBits.
 """
 
@@ -77,9 +78,15 @@ def quantized_linear(
 ) -> Tensor:
     """The definition: dequantize, then a float product."""
     matrix = dequantized_weight(weight, scales, zero_points, bits, x.shape[-1])
-    rounds = accuracy_level == INT8_COMPUTE and _ROUNDING.get()
-    read = rounded_to_int8(x, block_size) if rounds else x.float()
-    return torch.nn.functional.linear(read, matrix, None if bias is None else bias.float()).to(x.dtype)
+    read = x.float()
+    y = 0.0
+    if accuracy_level == INT8_COMPUTE and _ROUNDING.get():
+        if zero_points is not None and zero_points.is_floating_point():
+            offsets = matrix - dequantized_weight(weight, scales, None, bits, x.shape[-1])
+            y, matrix = torch.nn.functional.linear(read, offsets), matrix - offsets
+        read = rounded_to_int8(x, block_size)
+    y = y + torch.nn.functional.linear(read, matrix, None if bias is None else bias.float())
+    return y.to(x.dtype)
 
 
 @quantized_linear.register_fake
