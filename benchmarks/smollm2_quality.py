@@ -1,9 +1,11 @@
 """What quantization costs a language model: perplexity, divergence and agreement on text that no compile has seen.
 
-    python benchmarks/smollm2_quality.py CHECKPOINT --text FOLDER --artifacts FOLDER [--tokens 20480] [--only NAME ...]
+    python benchmarks/smollm2_quality.py CHECKPOINT --text FOLDER --artifacts FOLDER [--gguf FILE] [--tokens 20480]
+                                         [--only NAME ...]
 
-CHECKPOINT is a transformers folder, for instance of SmolLM2-135M-Instruct. Every eighth document of --text is held out;
-the others are what variants calibrate on. Variants that --artifacts does not hold yet are compiled into it first (with
+CHECKPOINT is a transformers folder, for instance of SmolLM2-135M-Instruct; --gguf the file with the same weights, for
+the variants that take its blocks as they are. Every eighth document of --text is held out; the others are what variants
+calibrate on. Variants that --artifacts does not hold yet are compiled into it first (with
 --no-compile they are left out). Then all variants read the same windows of 512 tokens side by side, through ONNX
 Runtime, and transformers, in float32, is the original that they are compared with. The table goes to the terminal and
 to benchmarks/results/smollm2_quality.*; a run with --only writes nothing.
@@ -18,6 +20,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,16 +34,39 @@ WINDOW = 512
 ORIGINAL = "transformers float32"
 FIRST = "canonicalize,fuse,make-incremental"
 PLAIN = "rounding=nearest:clip=none"
+IN_8_BITS = "quantize:bits=8:activations=none:embeddings=8"
+MIXED = "quantize:bits=auto-4.8:group=64"
+
+
+@dataclass(frozen=True)
+class Variant:
+    """Passes after those that change nothing, minutes of healing, and whether the GGUF file is what they start from."""
+
+    grafts: str = ""
+    heal: int | None = None
+    of_gguf: bool = False
+
+    @property
+    def passes(self) -> str:
+        """As --passes takes them."""
+        return f"{FIRST},{self.grafts}" if self.grafts else FIRST
+
+
 VARIANTS = {
-    "float32": FIRST,
-    "8-bit": f"{FIRST},quantize:bits=8:activations=none:embeddings=8",
-    "8-bit, round to nearest": f"{FIRST},quantize:bits=8:activations=none:embeddings=8:{PLAIN}",
-    "4-bit": f"{FIRST},quantize:bits=4",
-    "4-bit, round to nearest": f"{FIRST},quantize:bits=4:{PLAIN}",
-    "2 and 4 bits, 3 on average": f"{FIRST},quantize:bits=auto-3",
-    "2 and 4 bits, round to nearest": f"{FIRST},quantize:bits=auto-3:{PLAIN}",
-    "int8 cache": f"{FIRST},quantize-cache:bits=8",
-    "4-bit, int8 cache": f"{FIRST},quantize:bits=4,quantize-cache:bits=8",
+    "float32": Variant(),
+    "8-bit": Variant(IN_8_BITS),
+    "8-bit, round to nearest": Variant(f"{IN_8_BITS}:{PLAIN}"),
+    "4-bit": Variant("quantize:bits=4"),
+    "4-bit, blocks of 64": Variant("quantize:bits=4:group=64"),
+    "4-bit, round to nearest": Variant(f"quantize:bits=4:{PLAIN}"),
+    "4 and 8 bits, 4.8 on average": Variant(MIXED),
+    "4 and 8 bits, healed": Variant(MIXED, heal=8),
+    "2 and 4 bits, 3 on average": Variant("quantize:bits=auto-3"),
+    "2 and 4 bits, round to nearest": Variant(f"quantize:bits=auto-3:{PLAIN}"),
+    "GGUF Q4_1 as it is": Variant(of_gguf=True),
+    "int8 cache": Variant("quantize-cache:bits=8"),
+    "4 and 8 bits, int8 cache": Variant(f"{MIXED},quantize-cache:bits=8"),
+    "GGUF Q4_1, int8 cache": Variant("quantize-cache:bits=8", of_gguf=True),
 }
 HEADINGS = (
     "variant", "perplexity", "ratio", "KL, nats", "top-1 kept", "model MB", "artifact MB",
@@ -52,7 +78,11 @@ def main() -> None:
     arguments = _arguments()
     console = Console(stderr=True)
     documents = TextFolder.read(arguments.text)
-    wanted = {name: passes for name, passes in VARIANTS.items() if arguments.only is None or name in arguments.only}
+    wanted = {
+        name: variant
+        for name, variant in VARIANTS.items()
+        if (arguments.only is None or name in arguments.only) and (arguments.gguf or not variant.of_gguf)
+    }
     seconds = {} if arguments.no_compile else _compile_missing(wanted, documents, arguments, console)
     folders = {name: folder for name in wanted if (folder := _folder(arguments, name)).is_dir()}
     figures, token_count = _measure(folders, documents, arguments, console)
@@ -65,7 +95,8 @@ def main() -> None:
         },
         "variants": {
             name: {
-                "passes": wanted.get(name),
+                "passes": wanted[name].passes if name in wanted else None,
+                "healing_minutes": wanted[name].heal if name in wanted else None,
                 "compile_seconds": seconds.get(name),
                 **_sizes(folders.get(name)),
                 **side.summary(figures[ORIGINAL]),
@@ -87,20 +118,21 @@ def _folder(arguments: argparse.Namespace, name: str) -> Path:
 
 
 def _compile_missing(
-    wanted: dict[str, str], documents: TextFolder, arguments: argparse.Namespace, console: Console
+    wanted: dict[str, Variant], documents: TextFolder, arguments: argparse.Namespace, console: Console
 ) -> dict[str, float]:
     """Seconds by variant that was compiled; each in a process of its own. One that fails is left out."""
     data = documents.link_calibration(arguments.artifacts / "calibration-text")
     seconds = {}
-    for name, passes in wanted.items():
+    for name, variant in wanted.items():
         folder = _folder(arguments, name)
         if folder.is_dir():
             continue
-        console.print(f"{name}: compiling with {passes}")
+        console.print(f"{name}: compiling with {variant.passes}")
         started = time.perf_counter()
         command = [
-            sys.executable, "-m", "compiler.cli", str(arguments.checkpoint), "--passes", passes,
-            "--data", str(data), "-o", str(folder),
+            sys.executable, "-m", "compiler.cli", str(arguments.gguf if variant.of_gguf else arguments.checkpoint),
+            "--passes", variant.passes, "--data", str(data), "-o", str(folder),
+            *(("--heal", str(variant.heal)) if variant.heal else ()),
         ]  # fmt: skip
         done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, check=False)
         seconds[name] = time.perf_counter() - started
@@ -157,6 +189,7 @@ def _arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("--text", type=Path, required=True)
     parser.add_argument("--artifacts", type=Path, required=True)
+    parser.add_argument("--gguf", type=Path)
     parser.add_argument("--tokens", type=int, default=20 * 1024)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--only", nargs="*", choices=list(VARIANTS))
