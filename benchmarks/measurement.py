@@ -91,10 +91,11 @@ def measure_fidelity(
         target = work / f"rows-{index}.npy"
         side.ask({"do": "embed", "inputs": [str(path) for path in texts], "to": str(target)})
         rows[side.name] = np.load(target).astype(np.float64)
-    return {side.name: _fidelity(rows[reference], rows[side.name]) for side in sides}
+    return {side.name: fidelity(rows[reference], rows[side.name]) for side in sides}
 
 
-def _fidelity(expected: np.ndarray[Any, Any], found: np.ndarray[Any, Any]) -> dict[str, float]:
+def fidelity(expected: np.ndarray[Any, Any], found: np.ndarray[Any, Any]) -> dict[str, float]:
+    """Of embeddings [texts, width]: cosines to those expected, and the share whose nearest neighbour is the same."""
     expected = expected / np.linalg.norm(expected, axis=1, keepdims=True)
     found = found / np.linalg.norm(found, axis=1, keepdims=True)
     cosine = (expected * found).sum(1)

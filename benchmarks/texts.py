@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 HELD_OUT_COUNT = 64
+PASSAGE_COUNT, PASSAGE_CHARACTERS = 32, 900
 
 
 def held_out_texts() -> list[str]:
@@ -24,6 +25,16 @@ def held_out_texts() -> list[str]:
     sentences = list(dict.fromkeys(sentences))
     step = len(sentences) // HELD_OUT_COUNT
     return sentences[::step][:HELD_OUT_COUNT]
+
+
+def held_out_passages() -> list[str]:
+    """32 pieces of about 200 tokens from as many of Python's help topics; the same ones for one Python version."""
+    from pydoc_data.topics import topics
+
+    flat = [re.sub(r"\s+", " ", topics[name]).strip() for name in sorted(topics)]
+    passages = [text[:PASSAGE_CHARACTERS].rpartition(" ")[0] for text in flat if len(text) >= PASSAGE_CHARACTERS]
+    step = len(passages) // PASSAGE_COUNT
+    return passages[::step][:PASSAGE_COUNT]
 
 
 def calibration_texts() -> list[str]:
