@@ -49,7 +49,9 @@ def run_onnx(program: Program, folder: Path) -> Run:
     import onnxruntime
 
     OnnxRuntime().lower(program, Target.parse("cpu"), folder)
-    session = onnxruntime.InferenceSession(folder / "model.onnx", providers=["CPUExecutionProvider"])
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1  # others would spin between calls, beside the tests of another process
+    session = onnxruntime.InferenceSession(folder / "model.onnx", options, providers=["CPUExecutionProvider"])
     names = [output.name for output in session.get_outputs()]
 
     def run(given: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -43,12 +44,15 @@ def open_payload(entry: Path, manifest: Manifest, threads: int | None) -> Engine
 def open_onnx(
     path: Path, threads: int | None, configuration: Mapping[str, str] | None = None, arena: bool = True
 ) -> OnnxRuntimeEngine:
-    """Open any .onnx file on the processor. `threads` None leaves the choice to ONNX Runtime."""
+    """Open any .onnx file on the processor. `threads` None: OMP_NUM_THREADS, or else ONNX Runtime's own choice."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = FATAL_ONLY
     options.enable_cpu_mem_arena = arena
+    asked = os.environ.get("OMP_NUM_THREADS", "")
+    if threads is None and asked.isdecimal():  # which ONNX Runtime itself passes over
+        threads = int(asked)
     if threads is not None:
         options.intra_op_num_threads = threads
     for key, value in (configuration or {}).items():
