@@ -41,17 +41,16 @@ def recurrence_by_chunks(
     chunk = min(tokens, CHANNELS_CHUNK if by_channel else CHUNK)
     decay = k.new_zeros(1, 1, tokens, 1) if decay is None else decay
     q, k, v, decay = (_chunks(one, chunk) for one in (q, k, v, decay))  # [batch, heads, chunks, chunk, ...]
-    q = torch.unflatten(q, 1, (k.shape[1], -1))  # [batch, kv_heads, repeats, chunks, chunk, d_k]
+    q = torch.unflatten(q, 1, (k.shape[1], -1)).transpose(2, 3)  # [batch, kv_heads, chunks, repeats, chunk, d_k]
     summed = decay.double().clamp(min=FORGOTTEN).cumsum(3)
     kept, left = summed.exp().to(k.dtype), (summed[:, :, :, -1:] - summed).exp().to(k.dtype)
     later = torch.ones(chunk, chunk, dtype=torch.bool, device=k.device).triu(1)
-    between = (summed.unsqueeze(4) - summed.unsqueeze(3)).masked_fill(later[..., None], -torch.inf).exp().to(k.dtype)
-    rows = q if beta is None else torch.cat([q, k.unsqueeze(2)], 2)
-    scores = _products(rows, k, between)  # [batch, kv_heads, repeats (and k itself), chunks, chunk, chunk]
+    differences = (summed.unsqueeze(4) - summed.unsqueeze(3)).to(k.dtype)
+    between = differences.masked_fill(later[..., None], -torch.inf).exp()  # [batch, heads, chunks, chunk, chunk, ...]
     written, reading = v, None
     if beta is not None:
         beta = _chunks(beta, chunk)
-        system = (beta * scores[:, :, -1]).tril(-1)
+        system = (beta * _products(k.unsqueeze(3), k, between).squeeze(3)).tril(-1)
         given = beta * torch.cat([v, kept * k], -1)
         solved = torch.linalg.solve_triangular(system, given, upper=False, unitriangular=True)
         written, reading = solved.split([v.shape[-1], k.shape[-1]], -1)
@@ -62,23 +61,27 @@ def recurrence_by_chunks(
         write = written[:, :, index] if reading is None else written[:, :, index] - reading[:, :, index] @ state
         writes.append(write)
         state = last[:, :, index] * state + added[:, :, index] @ write
-    before, written = (torch.stack(one, 2).unsqueeze(2) for one in (starts, writes))
-    output = (kept.unsqueeze(2) * q) @ before + scores[:, :, : q.shape[2]] @ written
+    before, written = (torch.stack(one, 2) for one in (starts, writes))
+    scores = _products(q, k, between).flatten(3, 4)  # [batch, kv_heads, chunks, repeats * chunk, chunk]
+    output = (kept.unsqueeze(3) * q).flatten(3, 4) @ before + scores @ written
+    output = torch.unflatten(output, 3, (-1, chunk)).transpose(2, 3)
     return output.flatten(1, 2).flatten(2, 3)[:, :, :tokens], state
 
 
 def _chunks(x: Tensor, chunk: int) -> Tensor:
     """[batch, heads, tokens, n] as [batch, heads, chunks, chunk, n]; zeros at the end, which leave the state alone."""
-    filled = torch.nn.functional.pad(x, (0, 0, 0, -x.shape[2] % chunk))
+    missing = -x.shape[2] % chunk
+    filled = torch.nn.functional.pad(x, (0, 0, 0, missing)) if missing else x
     return torch.unflatten(filled, 2, (-1, chunk))
 
 
 def _products(rows: Tensor, keys: Tensor, between: Tensor) -> Tensor:
-    """row_i . (between_ij key_j) [batch, heads, repeats, chunks, chunk, chunk].
+    """row_i . (between_ij key_j) [batch, heads, chunks, repeats, chunk, chunk].
 
-    rows [batch, heads, repeats, chunks, chunk, d_k], keys without repeats; between [..., chunk, chunk, 1 or d_k].
+    rows [batch, heads, chunks, repeats, chunk, d_k], keys without repeats; between [..., chunk, chunk, 1 or d_k].
     """
     if between.shape[-1] == 1:
-        return between.squeeze(-1).unsqueeze(2) * (rows @ keys.unsqueeze(2).transpose(-1, -2))
+        products = rows.flatten(3, 4) @ keys.transpose(-1, -2)
+        return between.squeeze(-1).unsqueeze(3) * torch.unflatten(products, 3, (-1, rows.shape[4]))
     weighted = between * keys.unsqueeze(3)  # [batch, heads, chunks, chunk, chunk, d_k]
-    return (weighted @ rows.permute(0, 1, 3, 4, 5, 2)).movedim(-1, 2)
+    return (weighted @ rows.movedim(3, -1)).movedim(-1, 3)

@@ -72,34 +72,20 @@ def sliding_window_attention_in_blocks(
 ) -> Results:  # fmt: skip
     """The same numbers from blocks of at most `window` tokens, each against the sinks, the window before it and itself.
 
-    Work and memory grow with tokens x window.
+    Work and memory grow with tokens x window. Not differentiable by itself: `_backward` has the formulas.
     """
-    precise = torch.promote_types(query.dtype, torch.float32)
-    tokens = query.shape[2]
     past_key, past_value, length = _state(key, value, past_key, past_value, past_length, window, sinks)
-    if tokens == 0:
+    if query.shape[2] == 0:
+        precise = torch.promote_types(query.dtype, torch.float32)
         return query.clone(), query.new_zeros(query.shape[:3], dtype=precise), past_key, past_value
-    block = min(window, tokens)
-    missing = -tokens % block
-    earlier = torch.arange(-window, 0, device=query.device) + length[:, None]  # [batch, window]: positions
-    keys, values = (
-        _blocks(past, new, earlier, length, window, sinks, block).to(precise)
-        for past, new in ((past_key, key), (past_value, value))
-    )  # [batch, kv_heads, blocks, sinks + window + block, head_dim]
-    q = torch.nn.functional.pad(query.to(precise), (0, 0, 0, missing))
-    q = torch.unflatten(torch.unflatten(q, 1, (key.shape[1], -1)), 3, (-1, block))
-    scores = scale * (q @ keys.unsqueeze(2).transpose(-1, -2))  # [batch, kv_heads, repeats, blocks, block, keys]
-    seen = _seen(length, tokens + missing, window, sinks, block)
-    scores = scores.masked_fill(~seen[:, None, None], -torch.inf)
-    sums = scores.logsumexp(-1, keepdim=True)
-    output = (scores - sums).exp() @ values.unsqueeze(2)
-    output, sums = (one.flatten(1, 2).flatten(2, 3)[:, :, :tokens] for one in (output, sums))
-    kept = _kept(length, tokens, window, sinks)
-    present_key, present_value = (
-        torch.cat([past, new], 2).gather(2, kept[:, None, :, None].expand(past.shape))
-        for past, new in ((past_key, key), (past_value, value))
-    )
-    return output.to(query.dtype), sums.squeeze(-1), present_key, present_value
+    keys, values, present_key, present_value = _laid_out(key, value, past_key, past_value, length, window, sinks)
+    scores = _scores(query, keys, length, window, sinks, scale)
+    top = scores.amax(-1, keepdim=True)
+    weights = scores.sub_(top).exp_()
+    total = weights.sum(-1, keepdim=True)
+    output = _by_tokens((weights.flatten(3, 4) @ values).div_(total.flatten(3, 4)), query)
+    sums = _by_tokens(total.log_().add_(top).flatten(3, 4), query).squeeze(-1)
+    return output.to(query.dtype), sums, present_key, present_value
 
 
 @torch.library.custom_op("regraft::sliding_window_attention", mutates_args=(), schema=SCHEMA)
@@ -162,19 +148,70 @@ def _state(
     return past_key, past_value, past_length
 
 
-def _blocks(past: Tensor, new: Tensor, earlier: Tensor, length: Tensor, window: int, sinks: int, block: int) -> Tensor:
-    """What each block may see: the sinks, the window before it, the block. [batch, kv_heads, blocks, places, head_dim].
+def _laid_out(
+    key: Tensor, value: Tensor, past_key: Tensor, past_value: Tensor, length: Tensor, window: int, sinks: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Keys and values as the blocks see them, and the next state. Differentiable."""
+    keys, values = (
+        _blocks(past, new, length, window, sinks) for past, new in ((past_key, key), (past_value, value))
+    )
+    kept = _kept(length, key.shape[2], window, sinks)[:, None, :, None]
+    present_key, present_value = (
+        torch.cat([past, new], 2).gather(2, kept.expand(past.shape))
+        for past, new in ((past_key, key), (past_value, value))
+    )
+    return keys, values, present_key, present_value
 
-    past [batch, kv_heads, sinks + window, head_dim]; new [batch, kv_heads, tokens, head_dim].
+
+def _blocks(past: Tensor, new: Tensor, length: Tensor, window: int, sinks: int) -> Tensor:
+    """What each block may see: the sinks, the window before it, the block, in float32 at least.
+
+    past [batch, kv_heads, sinks + window, head_dim]; new [batch, kv_heads, tokens, head_dim]
+    -> [batch, kv_heads, blocks, places, head_dim]
     """
+    tokens = new.shape[2]
+    earlier = torch.arange(-window, 0, device=new.device) + length[:, None]  # [batch, window]: positions
     slots = sinks + (earlier - sinks) % window  # of a position before the sinks' end any: it is masked
     before = past.gather(2, slots[:, None, :, None].expand(-1, past.shape[1], -1, past.shape[3]))
-    filled = torch.nn.functional.pad(new, (0, 0, 0, -new.shape[2] % block))
-    line = torch.cat([before, filled], 2)  # [batch, kv_heads, window + blocks * block, head_dim]
-    moving = line.unfold(2, window + block, block).transpose(-1, -2)
-    kept = _kept(length, new.shape[2], window, sinks)[:, None, :sinks, None]
+    kept = _kept(length, tokens, window, sinks)[:, None, :sinks, None]
     first = torch.cat([past, new[:, :, :sinks]], 2).gather(2, kept.expand(-1, past.shape[1], -1, past.shape[3]))
-    return torch.cat([first.unsqueeze(2).expand(-1, -1, moving.shape[2], -1, -1), moving], 3)
+    if tokens <= window:
+        moving = [before.unsqueeze(2), new.unsqueeze(2)]
+    else:
+        line = torch.unflatten(torch.cat([before, _filled(new, window)], 2), 2, (-1, window))
+        moving = [line[:, :, :-1], line[:, :, 1:]]
+    seen = torch.cat([first.unsqueeze(2).expand(-1, -1, moving[0].shape[2], -1, -1), *moving], 3)
+    return seen.to(torch.promote_types(seen.dtype, torch.float32))
+
+
+def _filled(x: Tensor, window: int) -> Tensor:
+    """[batch, heads, tokens, n] with zeros at the end, so that blocks are full."""
+    missing = -x.shape[2] % min(window, x.shape[2])
+    return torch.nn.functional.pad(x, (0, 0, 0, missing)) if missing else x
+
+
+def _by_blocks(x: Tensor, kv_heads: int, window: int) -> Tensor:
+    """[batch, heads, tokens, n] as [batch, kv_heads, blocks, repeats * block, n], in float32 at least."""
+    block = min(window, x.shape[2])
+    x = _filled(x.to(torch.promote_types(x.dtype, torch.float32)), window)
+    x = torch.unflatten(torch.unflatten(x, 1, (kv_heads, -1)), 3, (-1, block))
+    return x.transpose(2, 3).flatten(3, 4)
+
+
+def _by_tokens(x: Tensor, query: Tensor) -> Tensor:
+    """[batch, kv_heads, blocks, repeats * block, n] as [batch, heads, tokens, n]."""
+    repeats = query.shape[1] // x.shape[1]
+    x = torch.unflatten(x, 3, (repeats, -1)).transpose(2, 3)
+    return x.flatten(1, 2).flatten(2, 3)[:, :, : query.shape[2]]
+
+
+def _scores(query: Tensor, keys: Tensor, length: Tensor, window: int, sinks: int, scale: float) -> Tensor:
+    """[batch, kv_heads, blocks, repeats, block, places]; -inf where a token does not see a place."""
+    rows = _by_blocks(query, keys.shape[1], window)
+    block = min(window, query.shape[2])
+    scores = torch.unflatten(scale * rows @ keys.transpose(-1, -2), 3, (-1, block))
+    seen = _seen(length, block * keys.shape[2], window, sinks, block)
+    return scores.masked_fill_(~seen[:, None, :, None], -torch.inf)
 
 
 def _seen(length: Tensor, tokens: int, window: int, sinks: int, block: int) -> Tensor:
@@ -196,18 +233,48 @@ def _kept(length: Tensor, tokens: int, window: int, sinks: int) -> Tensor:
     return torch.where(is_new, sinks + window + latest - start, slots)
 
 
-def _save_inputs(ctx: Any, inputs: tuple[Any, ...], output: Results) -> None:
-    ctx.save_for_backward(*inputs[:6])
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Results) -> None:
+    ctx.save_for_backward(*inputs[:6], *output[:2])
     ctx.settings = inputs[6:]
     ctx.set_materialize_grads(False)
 
 
 def _backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
-    """Runs the blocks again and differentiates them."""
-    return differentiated(sliding_window_attention_in_blocks, (*ctx.saved_tensors, *ctx.settings), gradients)
+    """With weights P = exp(scores - log_sum_exp) and gradients dO and dL of the output and of log_sum_exp,
+
+        dV = P^T dO    dscores = P * (dO V^T - rowsum(dO * O) + dL)    dQ = scale dscores K    dK = scale dscores^T Q
+    """
+    query, key, value, past_key, past_value, past_length, output, sums = ctx.saved_tensors
+    window, sinks, scale = ctx.settings
+    has_past = past_key is not None
+    past_key, past_value, length = _state(key, value, past_key, past_value, past_length, window, sinks)
+    into_blocks: list[Tensor | None] = [None, None]
+    into_query = None
+    if query.shape[2] and (gradients[0] is not None or gradients[1] is not None):
+        of_output = torch.zeros_like(output) if gradients[0] is None else gradients[0]
+        keys, values, *_ = _laid_out(key, value, past_key, past_value, length, window, sinks)
+        rows, into_rows, given, log_sums = (
+            _by_blocks(one, keys.shape[1], window) for one in (query, of_output, output, sums.unsqueeze(-1))
+        )
+        scores = _scores(query, keys, length, window, sinks, scale).flatten(3, 4)
+        weights = scores.sub_(log_sums).exp_()
+        shared = (into_rows * given).sum(-1, keepdim=True)
+        if gradients[1] is not None:
+            shared = shared - _by_blocks(gradients[1].unsqueeze(-1), keys.shape[1], window)
+        into_values = weights.transpose(-1, -2) @ into_rows
+        into_scores = (into_rows @ values.transpose(-1, -2)).sub_(shared).mul_(weights).mul_(scale)
+        into_query = _by_tokens(into_scores @ keys, query).to(query.dtype)
+        into_blocks = [into_scores.transpose(-1, -2) @ rows, into_values]
+
+    def laid_out(key: Tensor, value: Tensor, past_key: Tensor, past_value: Tensor) -> tuple[Tensor, ...]:
+        return _laid_out(key, value, past_key, past_value, length, window, sinks)
+
+    found = differentiated(laid_out, (key, value, past_key, past_value), [*into_blocks, *gradients[2:]])
+    pasts = found[2:] if has_past else (None, None)
+    return (into_query, *found[:2], *pasts, None, None, None, None)
 
 
-sliding_window_attention.register_autograd(_backward, setup_context=_save_inputs)
+sliding_window_attention.register_autograd(_backward, setup_context=_save)
 
 
 @register_flop_formula(torch.ops.regraft.sliding_window_attention)  # type: ignore[untyped-decorator, unused-ignore]
