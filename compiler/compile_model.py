@@ -86,6 +86,9 @@ def compile_model(
     backend = registry.backend(recipe.backend)
     specs = recipe.passes if recipe.passes is not None else parse_passes(backend.default_pipeline(target))
     passes = build_passes(specs, registry.passes(), registry.pipelines())
+    mixers = registry.mixers()
+    for one in passes:
+        one.check(mixers)
     recipe = replace(recipe, passes=tuple(spec_of(one) for one in passes))
     check_output_folder(folder)
 
@@ -100,7 +103,7 @@ def compile_model(
     probes = tuple(probe() for probe in registry.probes().values())
     context = PassContext(
         target, data, recipe.max_drop, recipe.seed, progress=progress, healing=healing, probes=probes,
-        mixers=registry.mixers(),
+        mixers=mixers,
     )  # fmt: skip
     pipeline = Pipeline(passes, context, registry.manager.hook, probes)
     timed = time_large_model(captured, data)

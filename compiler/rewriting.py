@@ -35,8 +35,7 @@ class PassContext:
     `data` has calibration batches that a pass may look at; the batches that score it are not for passes. `max_drop` is
     the budget on the outputs (None: no budget), `tolerance` overrides the rounding allowed to rewrites (None: by
     dtype). `healing` says for how long stand-ins may learn (None: not at all).
-    `probes` are those that sites may be ranked by, `mixers` the token mixers of all plugins by name (none: those that
-    ship).
+    `probes` are those that sites may be ranked by, `mixers` the token mixers of all plugins by name.
     """
 
     target: Target
@@ -90,6 +89,12 @@ class Pass(ABC):
     """Passes and pipelines that run before it where they have not been asked for."""
     whole_model: ClassVar[bool] = False
     """Whether it changes all of a model or refuses: then its refusal ends the compile."""
+
+    def check(self, mixers: Mapping[str, type[Mixer]]) -> None:
+        """Called before a model is captured, with the mixers of all plugins.
+
+        Raises CompilerError where options need what none of them brings.
+        """
 
     @property
     def summary(self) -> str:

@@ -2,21 +2,32 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import Tensor, nn
 
 from compiler.evidence.data import Dataset
 from compiler.frontends.torch_export import capture
+from compiler.mixers import Mixer
 from compiler.pipeline import tokens_that_count
 from compiler.program import Dimension, Program
+from compiler.registry import Registry
 from compiler.rewriting import PassContext, PassResult, Rewrite
 from compiler.states import MASK
 from compiler.target import Target
 
 
+@functools.cache
+def shipped_mixers() -> dict[str, type[Mixer]]:
+    """The mixers of this repository by name."""
+    return Registry(entry_points=False).mixers()
+
+
 def context_of(program: Program) -> PassContext:
-    """A context whose calibration data are the program's own examples."""
-    return PassContext(Target.parse("cpu"), Dataset("examples", (program.example_inputs,), (program.example_inputs,)))
+    """A context whose calibration data are the program's own examples, and which knows the mixers that ship."""
+    examples = (program.example_inputs,)
+    return PassContext(Target.parse("cpu"), Dataset("examples", examples, examples), mixers=shipped_mixers())
 
 
 def captured(module: nn.Module, **inputs: Tensor) -> Program:

@@ -14,10 +14,9 @@ from pathlib import Path
 
 import pytest
 import zoo
-from rewrite_checks import context_of, rewritten
+from rewrite_checks import rewritten
 
 from compiler.options import options_of
-from compiler.program import Program
 from compiler.registry import Registry
 from compiler.rewriting import Graft, Pass, Rewrite
 
@@ -89,27 +88,19 @@ class TestForm:
         assert (shipped()[name].family == "fuse") == name.startswith("fuse-")
 
 
-@functools.cache
-def canonical(model: str) -> Program:
-    """The form that passes meet after the default pipeline's first pass; not to be changed by a test."""
-    program = zoo.program(model)
-    shipped()["canonicalize"]().rewrite(program, context_of(program))  # type: ignore[attr-defined]
-    return program
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("name", REWRITES)
 def test_a_rewrite_is_exact_and_idempotent(name: str, model: str):
     rewrite = shipped()[name]()
     assert isinstance(rewrite, Rewrite)
-    program = zoo.captured(model) if name == "canonicalize" else canonical(model)
+    program = zoo.captured(model) if name == "canonicalize" else zoo.canonical(model)
     rewritten(rewrite, program, tolerance=TOLERANCE)
 
 
 @pytest.mark.slow
 def test_all_rewrites_in_a_row_are_exact():
-    program = canonical("gemma2")
+    program = zoo.canonical("gemma2")
     pipelines = Registry(entry_points=False).pipelines()
     for name in [*pipelines["simplify"].split(","), *pipelines["fuse"].split(",")]:
         rewrite = shipped()[name]()

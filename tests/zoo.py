@@ -14,13 +14,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from rewrite_checks import context_of
 from torch import Tensor, nn
 from zoo_architectures import ARCHITECTURES, HIDDEN, INTERMEDIATE, WINDOW, Architecture
 
 from compiler.frontends.torch_export import capture
+from compiler.passes.canonicalize import Canonicalize
 from compiler.program import Program
 
-__all__ = ["HIDDEN", "INTERMEDIATE", "WINDOW", "Entry", "Model", "captured", "entry", "model", "names", "program"]
+__all__ = [
+    "HIDDEN", "INTERMEDIATE", "WINDOW", "Entry", "Model", "canonical", "captured", "entry", "model", "names", "program",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -99,6 +103,14 @@ def captured(name: str) -> Program:
 def program(name: str) -> Program:
     """A copy of the captured Program that a test may rewrite."""
     return captured(name).copy()
+
+
+@functools.cache
+def canonical(name: str) -> Program:
+    """The Program as passes meet it, after canonicalize, once a session: not to be changed by a test."""
+    chosen = program(name)
+    Canonicalize().rewrite(chosen, context_of(chosen))
+    return chosen
 
 
 def _unsettle(module: nn.Module) -> None:

@@ -5,7 +5,7 @@ After:   regraft::attention(query, key, value, mask), each number of its output,
          what the queries read
 Shapes:  hidden [batch, tokens, width]; gate [batch, heads, tokens, value_dim], or [batch, heads, tokens, 1].
 Lossy:   only once healing has trained the gate: W and b start as zeros, so that the gate is exactly 1.
-Refuses: what token-mixer sites refuse; masks that have batch and heads as one dim.
+Refuses: what token-mixer sites refuse; masks that have batch and heads as one dim; attention with such a gate already.
 Source:  Qiu et al. 2025, arXiv:2505.06708, eq. 5 and table 1 (G1, after the attention); the factor 2 is not theirs: it
          makes the start neutral where the sigmoid still learns.
 """
@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from compiler.hookspecs import hookimpl
 from compiler.mixers.mixer import Gate, MixerSizes, by_head
@@ -26,6 +26,8 @@ from compiler.program import Program
 from compiler.rewriting import Graft, Pass, PassContext, Replacement
 from compiler.selection.layer_choice import ChoosesLayers
 from compiler.sites import Refusal, Site
+
+MUL = torch.ops.aten.mul.Tensor
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,8 @@ class GatedAttention(ChoosesLayers, Graft):
         """The gated attention, or why there is none."""
         if any(site.bindings["merged_masks"]):
             return Refusal("its mask has batch and heads as one dim", site.output.name)
+        if any(user.target is MUL and any(_is_gate(one) for one in user.args) for user in site.output.users):
+            return Refusal("a gate stands behind it already", site.output.name, site.name, site.kind)
         sizes = MixerSizes.of(site)
         per_head = sizes.value_dim if self.gates == "element" else 1
         note = f"a gate for each {self.gates}, 1 until healed"
@@ -66,6 +70,15 @@ class GateBehindAttention(nn.Module):
         mask = joined_mask(masks, query.dtype)
         attended: Tensor = attention(query, key, value, mask, self.is_causal, self.scale, self.softcap)
         return attended * (2 * by_head(self.gate(hidden), self.heads).sigmoid())
+
+
+def _is_gate(value: object) -> bool:
+    """Whether a factor is a sigmoid, or a number times one."""
+    if not isinstance(value, fx.Node):
+        return False
+    if value.target is MUL:
+        return any(_is_gate(one) for one in value.args) and not all(isinstance(one, fx.Node) for one in value.args)
+    return value.target is torch.ops.aten.sigmoid.default
 
 
 def joined_mask(masks: Sequence[Tensor], dtype: torch.dtype) -> Tensor | None:

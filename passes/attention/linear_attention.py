@@ -30,7 +30,6 @@ from compiler.mixers.hybrid import BidirectionalHybrid, CausalHybrid, PureMixer
 from compiler.mixers.window import BidirectionalWindow, CausalWindow, refuse_window, window_of
 from compiler.passes.attention.sliding_window import SlidingWindow
 from compiler.program import Program
-from compiler.registry import Registry
 from compiler.rewriting import Graft, Pass, PassContext, Replacement
 from compiler.selection.layer_choice import ChoosesLayers
 from compiler.sites import Refusal, Site
@@ -77,9 +76,13 @@ class LinearAttention(ChoosesLayers, Graft):
         """What a mixer may heed."""
         return MixerOptions(self.heads, self.negative_eigenvalues, self.steps, self.state_size, self.kernel_size)
 
+    def check(self, mixers: Mapping[str, type[Mixer]]) -> None:
+        """Raises CompilerError for a kind that there is none of, and for options that it does not take."""
+        self._kind(mixers)
+
     def propose(self, site: Site, program: Program, context: PassContext) -> Replacement | Refusal:
         """The hybrid, initialised from the layer, or why the site keeps its attention."""
-        kind = self._kind(context.mixers or Registry(entry_points=False).mixers())
+        kind = self._kind(context.mixers)
         refusal = refuse_window(site, self.window) if self.window else None
         if refusal is not None:
             return refusal

@@ -6,9 +6,7 @@ import pytest
 import zoo
 from rewrite_checks import context_of
 
-from compiler.passes.canonicalize import Canonicalize
 from compiler.passes.fuse_rotary import FuseRotary
-from compiler.program import Program
 from compiler.sites import Refusal, Site, find_sites
 
 OTHER_SEQUENCE = "its keys are of another sequence"
@@ -16,16 +14,10 @@ ROTATED = {"llama", "phi3", "gpt_neox", "modernbert"}
 KEPT = ("llama", "phi3", "gpt_neox", "gpt2", "modernbert", "t5", "vit")
 
 
-def canonical(name: str) -> Program:
-    program = zoo.program(name)
-    Canonicalize().rewrite(program, context_of(program))
-    return program
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("name", KEPT)
 def test_every_self_attention_is_a_site_and_every_cross_attention_a_refusal(name: str):
-    program = canonical(name)
+    program = zoo.canonical(name)
     found = find_sites(program, ("token-mixer",))
     attention = [site for site in find_sites(program, ("attention",)) if isinstance(site, Site)]
     assert [one.name for one in found] == [site.name for site in attention]
@@ -44,7 +36,7 @@ def test_every_self_attention_is_a_site_and_every_cross_attention_a_refusal(name
 
 @pytest.mark.slow
 def test_a_fused_rotary_embedding_gives_the_same_site():
-    program = canonical("llama")
+    program = zoo.canonical("llama").copy()
     before = [site.inputs[1:3] for site in find_sites(program, ("token-mixer",)) if isinstance(site, Site)]
     names = [[node.name for node in pair] for pair in before]
     FuseRotary().rewrite(program, context_of(program))
@@ -55,6 +47,6 @@ def test_a_fused_rotary_embedding_gives_the_same_site():
 
 @pytest.mark.slow
 def test_windows_of_images_are_refused():
-    found = find_sites(canonical("swin"), ("token-mixer",))
+    found = find_sites(zoo.canonical("swin"), ("token-mixer",))
     assert all(isinstance(one, Refusal) and "is not [batch, tokens, width]" in one.reason for one in found)
     assert len(found) == 4

@@ -27,15 +27,8 @@ pytestmark = pytest.mark.slow
 
 
 @functools.cache
-def canonical(name: str) -> Program:
-    program = zoo.program(name)
-    Canonicalize().rewrite(program, context_of(program))
-    return program
-
-
-@functools.cache
 def fused(name: str) -> Program:
-    program = canonical(name).copy()
+    program = zoo.canonical(name).copy()
     FuseAttention().rewrite(program, context_of(program))
     return program
 
@@ -74,7 +67,7 @@ def test_the_zoo_is_what_the_issue_asks_for():
 
 @every_architecture
 def test_canonicalize_keeps_the_numbers_and_finds_nothing_the_second_time(name: str):
-    program = canonical(name).copy()
+    program = zoo.canonical(name).copy()
     assert_keeps_numbers(program, name)
     before = program.text()
     assert Canonicalize().rewrite(program, context_of(program)).changed == ()
@@ -83,14 +76,14 @@ def test_canonicalize_keeps_the_numbers_and_finds_nothing_the_second_time(name: 
 
 @every_architecture
 def test_sites_are_as_many_as_the_configuration_says(name: str):
-    assert counts(canonical(name)) == zoo.model(name).counts
+    assert counts(zoo.canonical(name)) == zoo.model(name).counts
 
 
 @every_architecture
 def test_nothing_nearly_matches_unexplained(name: str):
     """Token mixers are less than attention: `test_token_mixer` says what they refuse."""
     kinds = [kind for kind in KINDS if kind != "token-mixer"]
-    assert [refusal for refusal in find_sites(canonical(name), kinds) if isinstance(refusal, Refusal)] == []
+    assert [refusal for refusal in find_sites(zoo.canonical(name), kinds) if isinstance(refusal, Refusal)] == []
 
 
 @every_architecture
@@ -113,7 +106,7 @@ def test_a_fused_program_exports_with_its_dims_dynamic(name: str):
 
 @every_architecture
 def test_names_are_module_paths_of_the_user(name: str):
-    found = [site for site in find_sites(canonical(name)) if isinstance(site, Site)]
+    found = [site for site in find_sites(zoo.canonical(name)) if isinstance(site, Site)]
     for kind in KINDS:
         of_kind = [site.name for site in found if site.kind == kind]
         assert len(set(of_kind)) == len(of_kind)
@@ -124,7 +117,7 @@ def test_names_are_module_paths_of_the_user(name: str):
 
 @pytest.mark.parametrize("name", sorted(CAUSAL))
 def test_language_models_are_proven_causal(name: str):
-    assert all(site.bindings["causal"] for site in sites(canonical(name), "attention"))
+    assert all(site.bindings["causal"] for site in sites(zoo.canonical(name), "attention"))
 
 
 @pytest.mark.parametrize(
@@ -144,7 +137,7 @@ def test_language_models_are_proven_causal(name: str):
     ],
 )
 def test_what_an_attention_site_says(name: str, bindings: dict[str, object]):
-    first = sites(canonical(name), "attention")[0]
+    first = sites(zoo.canonical(name), "attention")[0]
     assert {key: first.bindings[key] for key in bindings} == bindings
 
 
@@ -165,13 +158,13 @@ def test_what_an_attention_site_says(name: str, bindings: dict[str, object]):
     ],
 )
 def test_what_a_feed_forward_site_says(name: str, form: str, activation: str):
-    for site in sites(canonical(name), "feed-forward"):
+    for site in sites(zoo.canonical(name), "feed-forward"):
         assert (site.bindings["form"], site.bindings["activation"]) == (form, activation)
 
 
 def test_masks_that_are_always_true_are_dropped():
     for name in ("vit", "dinov2"):
-        assert all(len(site.inputs) == 4 for site in sites(canonical(name), "attention"))
+        assert all(len(site.inputs) == 4 for site in sites(zoo.canonical(name), "attention"))
         assert all(len(site.inputs) == 3 for site in sites(fused(name), "attention"))
 
 
@@ -185,7 +178,7 @@ def test_masks_that_are_only_causal_become_a_flag():
 @pytest.mark.parametrize("name", ["vit", "gemma2", "gpt2", "bart", "t5", "resnet"])
 def test_sites_keep_their_names_through_every_shipped_rewrite(name: str):
     registry = Registry(entry_points=False)
-    program = canonical(name).copy()
+    program = zoo.canonical(name).copy()
     before = [(site.kind, site.name) for site in find_sites(program)]
     for pass_name in [family for key in ("simplify", "fuse") for family in registry.pipelines()[key].split(",")]:
         rewrite = registry.passes()[pass_name]()

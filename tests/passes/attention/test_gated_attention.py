@@ -2,44 +2,24 @@
 
 from __future__ import annotations
 
-import functools
-from typing import Any
-
 import pytest
 import torch
 import zoo
+from grafted_attention import grafted, token_mixers
 from rewrite_checks import context_of
 
 from compiler import options
 from compiler.errors import CompilerError
-from compiler.grafting import apply_graft
 from compiler.passes.attention.gated_attention import GatedAttention, joined_mask
-from compiler.passes.canonicalize import Canonicalize
-from compiler.program import Program
-from compiler.rewriting import PassResult, Replacement
-from compiler.sites import Site, find_sites
-
-
-@functools.cache
-def canonical(name: str) -> Program:
-    program = zoo.program(name)
-    Canonicalize().rewrite(program, context_of(program))
-    return program
-
-
-def grafted(program: Program, **values: Any) -> tuple[Program, PassResult]:
-    return apply_graft(GatedAttention(**values), program, (), context_of(program))
-
-
-def token_mixers(program: Program) -> list[Site]:
-    return [one for one in find_sites(program, ("token-mixer",)) if isinstance(one, Site)]
+from compiler.rewriting import Replacement
+from compiler.sites import find_sites
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["llama", "bert"])
 def test_it_starts_neutral_and_leaves_attention_sites(name: str):
-    program = canonical(name)
-    after, result = grafted(program)
+    program = zoo.canonical(name)
+    after, result = grafted(GatedAttention(), program)
     assert result.changed == tuple(site.name for site in token_mixers(program))
     assert len(find_sites(after, ("attention",))) == len(find_sites(program, ("attention",)))
     for found, expected in zip(after.run(*program.example_inputs), program.run(*program.example_inputs), strict=True):
@@ -47,9 +27,18 @@ def test_it_starts_neutral_and_leaves_attention_sites(name: str):
 
 
 @pytest.mark.slow
+def test_a_second_gate_is_refused():
+    after, first = grafted(GatedAttention(), zoo.canonical("llama"))
+    again, second = grafted(GatedAttention(gates="head"), after)
+    assert (len(first.changed), second.changed) == (2, ())
+    assert {refusal.reason for refusal in second.refusals} == {"a gate stands behind it already"}
+    assert again.text() == after.text()
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("gates", ["element", "head"])
 def test_a_trained_gate_scales_what_attention_gives(gates: str):
-    program = canonical("llama")
+    program = zoo.canonical("llama")
     site = token_mixers(program)[0]
     proposal = GatedAttention(gates=gates).propose(site, program, context_of(program))
     assert isinstance(proposal, Replacement)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from pathlib import Path
 from typing import Any
@@ -11,21 +10,19 @@ import onnxruntime
 import pytest
 import torch
 import zoo
-from rewrite_checks import context_of
+from grafted_attention import grafted
 from torch import Tensor, nn
 
 from compiler import options
 from compiler.backends.onnx_runtime import OnnxRuntime
+from compiler.compile_model import compile_model
 from compiler.errors import CompilerError
-from compiler.grafting import apply_graft
 from compiler.mixers import Mixer, MixerOptions, MixerSizes
 from compiler.mixers.hybrid import BidirectionalHybrid, CausalHybrid, PureMixer, with_one
 from compiler.mixers.window import BidirectionalWindow, CausalWindow
 from compiler.passes.attention.linear_attention import LinearAttention
-from compiler.passes.canonicalize import Canonicalize
-from compiler.program import Program
+from compiler.recipe import Recipe, parse_passes
 from compiler.registry import Registry
-from compiler.rewriting import PassResult
 from compiler.sites import Site, find_sites
 from compiler.target import Target
 
@@ -59,17 +56,6 @@ def mixer_of(kind: str, sizes: MixerSizes = SIZES, **chosen: Any) -> Mixer:
     mixer = moved(MIXERS[kind](sizes, MixerOptions(**chosen)))
     assert isinstance(mixer, Mixer)
     return mixer
-
-
-def grafted(program: Program, **values: Any) -> tuple[Program, PassResult]:
-    return apply_graft(LinearAttention(**values), program, (), context_of(program))
-
-
-@functools.cache
-def canonical(name: str) -> Program:
-    program = zoo.program(name)
-    Canonicalize().rewrite(program, context_of(program))
-    return program
 
 
 def far_by_prefixes(mixer: Mixer, inputs: tuple[Tensor, ...], token: int, first: int, stop: int) -> Tensor:
@@ -187,8 +173,8 @@ def test_a_hybrid_starts_near_its_window(kind: str):
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "window"), [("llama", 4), ("vit", 4), ("gemma2", 0)])
 def test_models_keep_their_shapes_and_dynamic_dims(name: str, window: int):
-    program = canonical(name)
-    after, result = grafted(program, kind="gated-delta", window=window, sinks=1)
+    program = zoo.canonical(name)
+    after, result = grafted(LinearAttention(kind="gated-delta", window=window, sinks=1), program)
     sites = [one.name for one in find_sites(program, ("token-mixer",)) if isinstance(one, Site)]
     assert list(result.changed) == sites
     inputs = program.example_inputs
@@ -202,7 +188,7 @@ def test_models_keep_their_shapes_and_dynamic_dims(name: str, window: int):
 
 @pytest.mark.slow
 def test_the_softmax_it_replaces_is_gone():
-    after, _ = grafted(canonical("llama"), layers="0", window=4)
+    after, _ = grafted(LinearAttention(layers="0", window=4), zoo.canonical("llama"))
     assert [one.name for one in find_sites(after, ("attention",)) if isinstance(one, Site)] == ["layers.1.self_attn"]
 
 
@@ -219,8 +205,17 @@ def test_the_softmax_it_replaces_is_gone():
 )
 def test_kinds_and_options_that_cannot_be(values: dict[str, Any], problem: str):
     with pytest.raises(CompilerError, match=problem) as caught:
-        grafted(canonical("llama"), **values)
+        grafted(LinearAttention(**values), zoo.canonical("llama"))
     assert caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"), [("kind=gated-delte", "there is no mixer"), ("kind=gla:steps=2", "has no option 'steps'")]
+)
+def test_kinds_are_checked_before_a_model_is_captured(text: str, problem: str, tmp_path: Path):
+    recipe = Recipe(str(tmp_path / "no-such-model"), parse_passes(f"linear-attention:{text}"))
+    with pytest.raises(CompilerError, match=problem):
+        compile_model(recipe, tmp_path / "out")
 
 
 def test_windows_below_zero_cannot_be():
@@ -261,8 +256,8 @@ def test_shares_are_those_of_a_softmax_over_all_tokens():
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["gated-delta", "s4d"])
 def test_onnx_runtime_gives_what_an_encoder_gives_at_two_sizes(kind: str, tmp_path: Path):
-    program = canonical("bert")
-    after, _ = grafted(program, kind=kind, window=3, sinks=1)
+    program = zoo.canonical("bert")
+    after, _ = grafted(LinearAttention(kind=kind, window=3, sinks=1), program)
     OnnxRuntime().lower(after, Target.parse("cpu"), tmp_path)
     (model,) = tmp_path.glob("*.onnx")
     session = onnxruntime.InferenceSession(str(model), providers=["CPUExecutionProvider"])

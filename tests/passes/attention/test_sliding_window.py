@@ -2,36 +2,22 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from typing import Any
 
 import pytest
 import torch
 import zoo
+from grafted_attention import grafted, token_mixers
 from rewrite_checks import context_of
 from torch import Tensor
 
 from compiler import options
 from compiler.errors import CompilerError
-from compiler.grafting import apply_graft
 from compiler.mixers.window import BidirectionalWindow, CausalWindow
 from compiler.passes.attention.sliding_window import SlidingWindow
-from compiler.passes.canonicalize import Canonicalize
-from compiler.program import Program
-from compiler.rewriting import PassResult, Replacement
-from compiler.sites import Site, find_sites
-
-
-@functools.cache
-def canonical(name: str) -> Program:
-    program = zoo.program(name)
-    Canonicalize().rewrite(program, context_of(program))
-    return program
-
-
-def grafted(program: Program, **values: Any) -> tuple[Program, PassResult]:
-    return apply_graft(SlidingWindow(**values), program, (), context_of(program))
+from compiler.rewriting import Replacement
+from compiler.sites import find_sites
 
 
 def by_loops(q: Tensor, k: Tensor, v: Tensor, scale: float, sees: Any) -> tuple[Tensor, Tensor]:
@@ -81,22 +67,22 @@ def test_masks_of_an_encoder_keep_padding_out():
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["llama", "bert"])
 def test_a_window_as_long_as_the_text_changes_nothing(name: str):
-    program = canonical(name)
-    after, result = grafted(program, window=12, sinks=0)
-    self_attention = [one for one in find_sites(program, ("token-mixer",)) if isinstance(one, Site)]
+    program = zoo.canonical(name)
+    after, result = grafted(SlidingWindow(window=12, sinks=0), program)
+    self_attention = token_mixers(program)
     assert result.changed == tuple(site.name for site in self_attention)
     inputs = program.example_inputs
     kept = inputs[1].bool()  # the last tokens are padding
     found, expected = after.run(*inputs)[0][kept], program.run(*inputs)[0][kept]
     torch.testing.assert_close(found, expected, rtol=0, atol=2e-6 * float(expected.abs().max()))
-    shorter, _ = grafted(program, window=3, sinks=0)
+    shorter, _ = grafted(SlidingWindow(window=3, sinks=0), program)
     assert float((shorter.run(*inputs)[0][kept] - expected).abs().max()) > 1e-4
 
 
 @pytest.mark.slow
 def test_only_the_layers_that_are_asked_for():
-    program = canonical("llama")
-    after, result = grafted(program, window=4, layers="1")
+    program = zoo.canonical("llama")
+    after, result = grafted(SlidingWindow(window=4, layers="1"), program)
     assert result.changed == ("layers.1.self_attn",)
     assert [outcome.state for outcome in result.outcomes] == ["grafted", "refused"]
     assert [site.name for site in find_sites(after, ("attention",))] == ["layers.0.self_attn"]
@@ -114,14 +100,14 @@ def test_only_the_layers_that_are_asked_for():
     ],
 )
 def test_what_is_refused(name: str, values: dict[str, int], reason: str):
-    _, result = grafted(canonical(name), **values)
+    _, result = grafted(SlidingWindow(**values), zoo.canonical(name))
     assert any(reason in refusal.reason for refusal in result.refusals), result.refusals
 
 
 @pytest.mark.slow
 def test_the_budget_softens_to_a_longer_window():
-    program = canonical("llama")
-    site = next(one for one in find_sites(program, ("token-mixer",)) if isinstance(one, Site))
+    program = zoo.canonical("llama")
+    site = token_mixers(program)[0]
     first = SlidingWindow(window=3).propose(site, program, context_of(program))
     assert isinstance(first, Replacement)
     assert first.gentler is not None
