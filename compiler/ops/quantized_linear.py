@@ -79,7 +79,7 @@ def quantized_linear(
     """The definition: dequantize, then a float product."""
     matrix = dequantized_weight(weight, scales, zero_points, bits, x.shape[-1])
     read = x.float()
-    y = 0.0
+    y: Tensor | float = 0.0
     if accuracy_level == INT8_COMPUTE and _ROUNDING.get():
         if zero_points is not None and zero_points.is_floating_point():
             offsets = matrix - dequantized_weight(weight, scales, None, bits, x.shape[-1])
