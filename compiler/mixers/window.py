@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from compiler.ops.bidirectional_window_attention import bidirectional_window_attention
 from compiler.ops.sliding_window_attention import sliding_window_attention
 from compiler.sites import Refusal, Site
 
@@ -64,23 +65,19 @@ class BidirectionalWindow(nn.Module):
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor, masks: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """The output [batch, heads, tokens, head_dim] and the log of the sum of exponentials [batch, heads, tokens]."""
-        repeats = query.shape[1] // key.shape[1]
-        if repeats > 1:
-            key, value = key.repeat_interleave(repeats, 1), value.repeat_interleave(repeats, 1)
-        scores = self.scale * (query @ key.transpose(-1, -2))  # [batch, heads, tokens, tokens]
-        scores = scores.masked_fill(~self._seen(query.shape[2], masks, query.device), -torch.inf)
-        return scores.softmax(-1) @ value, scores.logsumexp(-1)
+        output, sums = bidirectional_window_attention(
+            query, key, value, self._joined(masks), self.window, self.sinks, self.scale
+        )
+        return output, sums
 
-    def _seen(self, tokens: int, masks: Sequence[Tensor], device: torch.device) -> Tensor:
-        """bool [tokens, tokens] or [batch, 1, tokens, tokens]. A token sees itself even where it is padding."""
-        places = torch.arange(tokens, device=device)
-        distance = (places.unsqueeze(0) - places.unsqueeze(1)).abs()
-        seen = distance < self.window
-        if self.sinks:
-            seen = seen | (places < self.sinks).unsqueeze(0)
+    def _joined(self, masks: Sequence[Tensor]) -> Tensor | None:
+        """All masks as one of four dims. A token sees itself even where it is padding."""
+        joined: Tensor | None = None
         for mask in masks:
-            seen = seen & allowed(mask)
-        return seen | (distance == 0)
+            joined = allowed(mask) if joined is None else joined & allowed(mask)
+        while joined is not None and joined.dim() < 4:
+            joined = joined.unsqueeze(0)
+        return joined
 
 
 def allowed(mask: Tensor) -> Tensor:

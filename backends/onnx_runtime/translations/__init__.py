@@ -58,6 +58,7 @@ def load_all() -> dict[str, Translation]:
         algebra,
         arithmetic,
         attention,
+        bidirectional_window,
         cached_attention,
         casts,
         channels,

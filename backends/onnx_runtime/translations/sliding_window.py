@@ -137,23 +137,29 @@ class _Layer:
         return output, sums, *(w.emit("GatherND", line, places.kept, batch_dims=2) for line in lines)
 
     def _attended(self, query: ir.Value, keys: ir.Value, values: ir.Value, mask: ir.Value) -> tuple[ir.Value, ir.Value]:
-        """query [..., queries, head_dim] over keys and values [..., places, head_dim], and the sums [..., queries].
-
-        With the largest score s of a row and its share p = exp(s - sum), the sum is s - log(p): two maxima, where
-        ReduceLogSumExp would take every exponential once more.
-        """
-        w, last = self.w, self._numbers(-1)
-        scores = w.emit("FusedMatMul", query, keys, domain=MICROSOFT, transB=1, alpha=self.scale)
-        scores = w.emit("Add", scores, mask)
-        shares = w.emit("Softmax", scores, axis=-1)
-        largest, share = (w.emit("ReduceMax", one, last, keepdims=0) for one in (scores, shares))
-        return w.emit("MatMul", shares, values), w.emit("Sub", largest, w.emit("Log", share))
+        return attended(self.w, query, keys, values, mask, self.scale)
 
     def _reshaped(self, value: ir.Value, *sizes: int) -> ir.Value:
         return self.w.emit("Reshape", value, self._numbers(*sizes))
 
     def _numbers(self, *values: int) -> ir.Value:
         return self.w.constant(list(values), np.int64)
+
+
+def attended(
+    w: GraphWriter, query: ir.Value, keys: ir.Value, values: ir.Value, mask: ir.Value, scale: float
+) -> tuple[ir.Value, ir.Value]:
+    """query [..., queries, head_dim] over keys and values [..., places, head_dim], and the sums [..., queries].
+
+    With the largest score s of a row and its share p = exp(s - sum), the sum is s - log(p): two maxima, where
+    ReduceLogSumExp would take every exponential once more.
+    """
+    last = w.constant([-1], np.int64)
+    scores = w.emit("FusedMatMul", query, keys, domain=MICROSOFT, transB=1, alpha=scale)
+    scores = w.emit("Add", scores, mask)
+    shares = w.emit("Softmax", scores, axis=-1)
+    largest, share = (w.emit("ReduceMax", one, last, keepdims=0) for one in (scores, shares))
+    return w.emit("MatMul", shares, values), w.emit("Sub", largest, w.emit("Log", share))
 
 
 def _zeros(w: GraphWriter, sizes: list[ir.Value], dtype: torch.dtype) -> ir.Value:
