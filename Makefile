@@ -7,8 +7,8 @@ BIN := $(VENV)/bin
 TYPED := .mypy_cache/layout/compiler
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 export OMP_NUM_THREADS ?= 2
-# Two processes of one thread; tests of a file stay together, since they share models.
-PARALLEL ?= -n 2 --dist loadfile
+# Two processes of one thread; tests that share models stay together (tests/conftest.py says which, in what order).
+PARALLEL ?= -n 2 --dist loadgroup --no-loadscope-reorder
 export HF_HUB_OFFLINE = 1
 export TOKENIZERS_PARALLELISM = false
 

@@ -35,12 +35,11 @@ def test_greedy_tokens_are_those_of_the_grafted_model(tmp_path: Path) -> None:
     frontends = Registry(entry_points=False).frontends().values()
     grafted = passed(load_model(str(tmp_path / "model"), LoadOptions(), frontends), f"canonicalize,fuse,{GRAFT}")
 
-    def expected(prompt: list[int]) -> list[int]:
-        text = torch.tensor([prompt])
-        for _ in range(NEW_TOKENS):
-            logits = grafted.run(*(text, torch.ones_like(text))[: len(grafted.inputs)])[0]
-            text = torch.cat([text, logits[:, -1:].argmax(-1)], 1)
-        return text[0, len(prompt) :].tolist()
+    def expected(prompt: list[int], chosen: list[int]) -> list[int]:
+        """The likeliest token after the prompt and after each of `chosen` but the last."""
+        text = torch.tensor([prompt + chosen[:-1]])
+        logits = grafted.run(*(text, torch.ones_like(text))[: len(grafted.inputs)])[0]
+        return logits[0, len(prompt) - 1 :].argmax(-1).tolist()
 
     prompts = [np.random.default_rng(seed).integers(0, VOCABULARY, 5 + 90 * seed).tolist() for seed in range(3)]
     decoder = Decoder.open(tmp_path / "out", rows=len(prompts), threads=1)
@@ -51,4 +50,4 @@ def test_greedy_tokens_are_those_of_the_grafted_model(tmp_path: Path) -> None:
     for _ in range(NEW_TOKENS - 1):
         for tokens, logits in zip(found, decoder.decode([tokens[-1] for tokens in found]), strict=True):
             tokens.append(int(logits.argmax()))
-    assert found == [expected(prompt) for prompt in prompts]
+    assert found == [expected(prompt, tokens) for prompt, tokens in zip(prompts, found, strict=True)]

@@ -17,7 +17,7 @@ import pytest
 pytestmark = pytest.mark.slow
 
 PROCESS_SECONDS = 240
-BUDGET = 18.0
+BUDGET = 12.0
 SLACK = 2.0
 """Seconds between the last message that a process got out and its end, on a busy machine."""
 HEALS = """

@@ -43,9 +43,15 @@ class Case(NamedTuple):
 
 
 @functools.cache
+def fused() -> Program:
+    """The model that all grafts are put into, once a session."""
+    return passed(zoo.canonical("llama"), "fuse")
+
+
+@functools.cache
 def case(graft: str) -> Case:
     """The grafted model over whole sequences and call by call, once a session."""
-    grafted = passed(zoo.captured("llama"), f"canonicalize,fuse,{graft}")
+    grafted = passed(fused(), graft)
     return Case(grafted, passed(grafted, "make-incremental"))
 
 

@@ -341,5 +341,5 @@ def test_the_pipeline_ends_with_the_reason():
     [("bert", "tokens attend to later ones"), ("bloom", "a bias that is computed for whole sequences")],
 )
 def test_models_that_cannot_be_made_incremental(model: str, reason: str):
-    program = passed(zoo.program(model), "canonicalize,fuse")
+    program = passed(zoo.canonical(model), "fuse")
     assert reason in refusal_of(program)[0]

@@ -395,7 +395,7 @@ def test_planted_outliers_are_spread_and_rounding_gets_finer(tie: bool):
 @pytest.mark.slow
 @pytest.mark.parametrize("model", ["llama", "mistral", "qwen2", "qwen3", "gemma", "phi3"])
 def test_real_architectures(model: str):
-    program, _ = rewritten(Canonicalize(), zoo.captured(model), tolerance=TOLERANCE)
+    program = zoo.canonical(model)
     after, result = rewritten(Rotate(), program, tolerance=TOLERANCE)
     assert result.refusals == ()
     norms, matrices = 5, 7 if model != "phi3" else 4  # two layers; phi3 stores q, k and v as one, gate and up too
@@ -411,7 +411,7 @@ def test_real_architectures(model: str):
 
 @pytest.mark.slow
 def test_gemma2_is_refused_for_its_norms_behind_the_blocks():
-    program, _ = rewritten(Canonicalize(), zoo.captured("gemma2"), tolerance=TOLERANCE)
+    program = zoo.canonical("gemma2")
     _, result = rewritten(Rotate(heads=False), program)
     assert [refusal.reason for refusal in result.refusals] == [
         "the rms norm layers.1.post_feedforward_layernorm writes to it"

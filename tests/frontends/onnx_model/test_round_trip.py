@@ -54,7 +54,7 @@ def raised(program: Program) -> Program:
 
 @functools.cache
 def original(name: str) -> Program:
-    return raised(zoo.program(name))
+    return raised(zoo.canonical(name).copy())
 
 
 @functools.cache
