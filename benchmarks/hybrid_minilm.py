@@ -127,12 +127,12 @@ def markdown(record: dict[str, Any]) -> str:
         "# all-MiniLM-L6-v2 with half its attention layers grafted",
         "",
         f"{machine['processor']}; {machine['threads']} threads used. A window of {record['window']} tokens on either "
-        f"side and {SINKS} sinks; `layers={record['layers']}`; {record['heal_minutes']:g} minutes of healing. Cosine to "
-        f"the original in torch, on held-out text: 64 sentences of {tokens['sentences']:.0f} tokens and 32 passages of "
+        f"side and {SINKS} sinks; `layers={record['layers']}`; {record['heal_minutes']:g} minutes of healing. Cosine "
+        f"to the original in torch, on held-out text: 64 sentences of {tokens['sentences']:.0f} tokens and 32 passages of "
         f"{tokens['passages']:.0f} on average. Wanted, of the healed one on sentences: a mean of at least "
         f"{record['target']:g}.",
         "",
-        "| side | sentences: mean cosine | least | nearest neighbour kept | passages: mean cosine | least | compile s |",
+        "| side | sentences: mean cosine | least | neighbour kept | passages: mean cosine | least | compile s |",
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     for name, side in record["sides"].items():
