@@ -128,8 +128,8 @@ def markdown(record: dict[str, Any]) -> str:
         "",
         f"{machine['processor']}; {machine['threads']} threads used. A window of {record['window']} tokens on either "
         f"side and {SINKS} sinks; `layers={record['layers']}`; {record['heal_minutes']:g} minutes of healing. Cosine "
-        f"to the original in torch, on held-out text: 64 sentences of {tokens['sentences']:.0f} tokens and 32 passages of "
-        f"{tokens['passages']:.0f} on average. Wanted, of the healed one on sentences: a mean of at least "
+        f"to the original in torch, on held-out text: 64 sentences of {tokens['sentences']:.0f} tokens and 32 passages "
+        f"of {tokens['passages']:.0f} on average. Wanted, of the healed one on sentences: a mean of at least "
         f"{record['target']:g}.",
         "",
         "| side | sentences: mean cosine | least | neighbour kept | passages: mean cosine | least | compile s |",
