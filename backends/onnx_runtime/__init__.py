@@ -76,7 +76,7 @@ class OnnxRuntime(Backend):
             write_genai_config,
         )
         from compiler.backends.onnx_runtime.graph_passes import GRAPH_PASSES
-        from compiler.backends.onnx_runtime.graph_passes.packed_projections import PROJECTIONS, pack_projections
+        from compiler.backends.onnx_runtime.graph_passes.packed_projections import pack_projections
         from compiler.backends.onnx_runtime.kernels import require_real_kernels, running_kernels
         from compiler.backends.onnx_runtime.model_file import MODEL_FILE, write_model
         from compiler.backends.onnx_runtime.translate import onnx_model
@@ -96,7 +96,7 @@ class OnnxRuntime(Backend):
         if opens_in_genai:
             files += write_genai_config(program, model.graph, folder, MODEL_FILE)
         kernels = running_kernels(folder / MODEL_FILE)
-        require_real_kernels(program, kernels, joined=changes[pack_projections.__name__] * (PROJECTIONS - 1))
+        require_real_kernels(program, kernels, joined=changes[pack_projections.__name__])
         return Lowered(
             entry=MODEL_FILE,
             files=files,

@@ -149,6 +149,52 @@ def test_projections_become_one_product_where_their_blocks_are_alike(
     assert lowered.largest_error(*inputs.values()) < 1e-4
 
 
+class _Gates(nn.Module):
+    """Products of one input in blocks of 4-bit weights, with and without a bias, whose results go separate ways."""
+
+    def __init__(self, rows: tuple[int, ...], biases: bool = True) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        self.count, self.biases = len(rows), biases
+        for index, one in enumerate(rows):
+            codes = torch.randint(0, 256, (one, 2, 16), generator=generator, dtype=torch.uint8)
+            self.register_buffer(f"codes_{index}", codes)
+            self.register_buffer(f"scales_{index}", torch.rand(one, 2, generator=generator) / 16)
+            self.register_buffer(f"bias_{index}", torch.randn(one, generator=generator))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        return tuple(
+            torch.ops.regraft.quantized_linear(
+                x,
+                self.get_buffer(f"codes_{index}"),
+                self.get_buffer(f"scales_{index}"),
+                None,
+                self.get_buffer(f"bias_{index}") if self.biases or index else None,
+                4,
+                32,
+                0,
+            ).tanh()
+            for index in range(self.count)
+        )
+
+
+@pytest.mark.parametrize(
+    ("rows", "biases", "kernels"),
+    [
+        ((3, 9, 64), True, {"MatMulNBits": 1, "Split": 1, "Tanh": 3}),
+        ((3, 9, 64, 5), False, {"MatMulNBits": 2, "Split": 1, "Tanh": 4}),
+        ((64, 64), True, {"MatMulNBits": 2, "Tanh": 2}),
+    ],
+)
+def test_three_products_of_one_input_become_one_that_is_split(
+    rows: tuple[int, ...], biases: bool, kernels: dict[str, int], tmp_path: Path
+) -> None:
+    x = torch.randn(2, 5, 64, generator=torch.Generator().manual_seed(1))
+    lowered = LoweredProgram(captured(_Gates(rows, biases), x=x), tmp_path)
+    assert lowered.lowered.kernels == kernels
+    assert lowered.largest_error(x) < 1e-4
+
+
 class _Table(nn.Module):
     """A table in blocks of codes that is looked up and, unless `alone`, multiplied with."""
 
