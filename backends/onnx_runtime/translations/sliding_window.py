@@ -54,12 +54,16 @@ def sliding_window_attention(
     layer = _Layer(w, q, k, v, *held, kv_heads, int(shape_of(query)[1]) // kv_heads, head_dim, float(scale))
     places = Places(w, length, tokens, window, sinks)
     shared = ("window", length, tokens, window, sinks, kv_heads, layer.repeats)
-    blocks = w.shared((*shared, "blocks"), lambda: Blocks.of(places, kv_heads, layer.repeats, COMPUTED))
     if past_length is None:
-        made = layer.in_blocks(blocks)
+        made = layer.in_blocks(
+            w.shared((*shared, "blocks"), lambda: Blocks.of(places, kv_heads, layer.repeats, COMPUTED))
+        )
     else:
         one = w.shared((*shared, "one token"), lambda: OneToken.of(places, kv_heads, COMPUTED))
         is_one = w.shared(("is one", tokens), lambda: w.emit("Equal", tokens, w.constant([1], np.int64)))
+        blocks = w.shared(
+            (*shared, "blocks"), lambda: Blocks.of_several(places, kv_heads, layer.repeats, COMPUTED, is_one)
+        )
         made = w.emit_several(
             "If",
             is_one,
