@@ -34,7 +34,7 @@ WINDOW = 512
 ORIGINAL = "transformers float32"
 FIRST = "canonicalize,fuse,make-incremental"
 PLAIN = "rounding=nearest:clip=none"
-IN_8_BITS = "quantize:bits=8:activations=none:embeddings=8"
+IN_8_BITS = "quantize:bits=8:activations=none:embeddings=8:group=32"
 MIXED = "quantize:bits=auto-4.8:group=64"
 
 
