@@ -18,8 +18,9 @@ from compiler.healing.text_pieces import REPEATED_EVERY, Batch, with_repeated_sp
 from compiler.healing.wall_time import WallTime
 
 LEARNING_RATE = 2e-3
-TOKENS_A_STEP = 1024
-REMEMBERED_BYTES = 2**23
+TOKENS_A_STEP = 512
+REMEMBERED_BYTES = 2**28
+"""What the teacher gave for batches that come again, in all."""
 MOST_PIECES = 4
 """Batches a step, where windows are short."""
 
@@ -38,24 +39,25 @@ class Lesson:
     complete: Callable[[Batch], tuple[Tensor, ...]]
     row_mask: Callable[[Batch, Tensor], Tensor | None]
     tokens: int | None
-    remembered: dict[int, Tensor] = field(default_factory=dict)
+    remembered: dict[int, tuple[Batch, Tensor]] = field(default_factory=dict)
 
-    def loss(self, batch: Batch, *, remember: bool = False) -> Tensor:
-        """Of the student on one batch."""
+    def loss(self, batch: Batch, *, comes_again: bool = False) -> Tensor:
+        """Of the student on one batch. What the teacher gives for one that `comes_again` is remembered."""
         inputs = self.complete(batch)
-        wanted = self.remembered.get(id(batch))
+        _, wanted = self.remembered.get(id(batch), (batch, None))
         if wanted is None:
             with torch.no_grad():
                 (wanted,) = self.teacher(*inputs)
-        if remember and wanted.nbytes <= REMEMBERED_BYTES:
-            self.remembered[id(batch)] = wanted
+            held = sum(one.nbytes for _, one in self.remembered.values())
+            if comes_again and held + wanted.nbytes <= REMEMBERED_BYTES:
+                self.remembered[id(batch)] = batch, wanted
         (found,) = self.student(*inputs)
         return self.objective.loss(found, wanted, self.row_mask(batch, found))
 
     def judged(self, batches: Sequence[Batch]) -> float:
-        """The mean loss, without gradients. What the teacher gives for them is remembered where it is small."""
+        """The mean loss, without gradients."""
         with torch.no_grad():
-            losses = [float(self.loss(batch, remember=True)) for batch in batches]
+            losses = [float(self.loss(batch, comes_again=True)) for batch in batches]
         return sum(losses) / len(losses)
 
     def count(self, batch: Batch) -> int:
@@ -89,8 +91,9 @@ def distil_end_to_end(
     def gradient(step: int) -> tuple[float, int]:
         total, seen = 0.0, 0
         for number in range(step * pieces, (step + 1) * pieces):
-            batch = lesson.varied(training[order[number % len(order)]], number, seed)
-            loss = lesson.loss(batch) / pieces
+            plain = training[order[number % len(order)]]
+            batch = lesson.varied(plain, number, seed)
+            loss = lesson.loss(batch, comes_again=batch is plain) / pieces
             loss.backward()  # type: ignore[no-untyped-call]
             total += float(loss.detach())
             seen += lesson.count(batch)

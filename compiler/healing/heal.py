@@ -37,7 +37,7 @@ HELD_OUT_EVERY, MOST_HELD_OUT = 8, 8
 LEAST_JUDGES, JUDGE_SHARE = 2, 0.02
 """Batches that judge, and how much of the budget they may take each time."""
 SITE_HELD_OUT = 4
-CAPTURE_SHARE, SITE_SHARE, SITES_END = 0.1, 0.35, 0.5
+CAPTURE_SHARE, SITE_SHARE, SITES_END = 0.1, 0.25, 0.4
 """Of the budget, at most; and where in it sites are done. What they leave over is spent end to end."""
 BEST_JUDGED_APART = 15.0
 
