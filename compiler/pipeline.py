@@ -65,8 +65,9 @@ class Pipeline:
 
     def run(self, program: Program) -> tuple[Program, Evidence, list[PassRecord]]:
         """The Program after all passes, the evidence before the first, a record a pass. `program` is left alone."""
+        self.context.progress("running the captured model")
         self.reference = reference = reference_outputs(program, self.context.data.scoring)
-        before = self.take_evidence(program, reference, time.perf_counter())
+        before = self.take_evidence(program, reference, time.perf_counter(), "the captured model")
         records: list[PassRecord] = []
         evidence = before
         for one in self.passes:
@@ -77,7 +78,7 @@ class Pipeline:
             program, result = self._run_one(one, program, reference, [record.name for record in records])
             is_last = one is self.passes[-1]
             if (result.changed and (isinstance(one, Graft) or is_last)) or (is_last and evidence.carried):
-                evidence = self.take_evidence(program, reference, started)
+                evidence = self.take_evidence(program, reference, started, f"what {one.name} gives")
             elif result.changed:
                 evidence = self.carry_evidence(evidence, program, started)
             else:
@@ -91,17 +92,23 @@ class Pipeline:
                 self.hooks.after_pass(name=one.name, program=program, result=result)
         return program, before, records
 
-    def take_evidence(self, program: Program, reference: Reference, started: float) -> Evidence:
+    def take_evidence(
+        self, program: Program, reference: Reference, started: float, what: str = "the model"
+    ) -> Evidence:
         """Fidelity to `reference` on the scoring data, cost, and the scores of every probe that applies."""
-        data = self.context.data
+        data, progress = self.context.data, self.context.progress
+        progress(f"scoring {what}")
         fidelity = measure_fidelity(program, reference, data, data.scoring) if data.scoring else None
+        scores = {}
+        for probe in self.probes:
+            if probe.applies(program):
+                progress(f"scoring {what}: {probe.name}")
+                scores[probe.name] = probe.score(program, self.context.seed)
         return Evidence(
             fidelity=fidelity,
             weight_bytes=weight_bytes(program),
             flops=flops(program),
-            probes={
-                probe.name: probe.score(program, self.context.seed) for probe in self.probes if probe.applies(program)
-            },
+            probes=scores,
             seconds=time.perf_counter() - started,
             peak_memory_bytes=peak_memory_bytes(),
         )
