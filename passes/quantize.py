@@ -23,7 +23,6 @@ from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Annotated, ClassVar, Literal
 
-import torch
 from torch import Tensor, fx, nn
 
 from compiler.hookspecs import hookimpl
@@ -50,6 +49,7 @@ from compiler.quantization.stand_ins import (
 )
 from compiler.rewriting import Graft, Pass, PassContext, Replacement
 from compiler.sites import Refusal, Site
+from compiler.weight_readers import unusable_weight
 
 SMALLEST_SITE = 1024
 """Weights below which a site costs more in kernel calls than it saves in bytes."""
@@ -246,28 +246,10 @@ def _unfit(site: Site, program: Program, sharing: Sequence[str]) -> str | None:
     """Why no setting of the options would quantize this site."""
     if site.kind == "quantized":
         return "it is quantized already: run dequantize first"
-    name = site.bindings["weight"]
-    weight = program.weight(name)
-    if not weight.is_floating_point():
-        return f"its weight is {weight.dtype} already"
-    if weight.numel() < SMALLEST_SITE:
+    weight = program.weight(site.bindings["weight"])
+    if weight.is_floating_point() and weight.numel() < SMALLEST_SITE:
         return f"{weight.numel()} weights are too few to be worth it"
-    others = _other_readers(site, program, weight)
-    if others and not sharing:
-        return f"its weight {name} is shared with {', '.join(others)}"
-    if not bool(torch.isfinite(weight).all()):
-        return f"its weight {name} holds values that are not finite"
-    return None
-
-
-def _other_readers(site: Site, program: Program, weight: Tensor) -> list[str]:
-    """Names of nodes outside the site that read the same tensor, under this or another name."""
-    inside = {site.output, *site.nodes}
-    holders = [node for node in program.graph.find_nodes(op="get_attr") if node.target == site.bindings["weight"]]
-    for node in program.graph.find_nodes(op="get_attr"):
-        if isinstance(node.meta.get("val"), Tensor) and program.weight(node) is weight and node not in holders:
-            holders.append(node)
-    return [user.name for holder in holders for user in holder.users if user not in inside]
+    return unusable_weight(program, site, shared=bool(sharing))
 
 
 def _rounded(rounding: Rounding, layer: LinearWeights) -> str:

@@ -9,7 +9,7 @@ Source: Dong et al. 2020, arXiv:1911.03852; Kunstner et al. 2019, arXiv:1905.125
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -28,8 +28,30 @@ MOST_ROWS = 512
 
 def gradient_power(program: Program, nodes: Iterable[fx.Node], data: Dataset, seed: int = 0) -> dict[fx.Node, Tensor]:
     """For each node, the mean over rows of the squared gradient: [features]. Empty without calibration data."""
+    totals: dict[fx.Node, Tensor] = {}
+
+    def add(node: fx.Node, value: Tensor, gradient: Tensor) -> None:
+        power = gradient.float().square().flatten(0, -2).sum(0)
+        totals[node] = totals[node] + power if node in totals else power
+
+    rows = backward_passes(program, {node: node for node in nodes}, data, seed, add)
+    return {node: total / rows for node, total in totals.items()}
+
+
+def backward_passes(
+    program: Program,
+    wanted: Mapping[fx.Node, fx.Node],
+    data: Dataset,
+    seed: int,
+    take: Callable[[fx.Node, Tensor, Tensor], None],
+) -> int:
+    """Run batches of calibration data forward and back, and count the rows of output that were learned from.
+
+    `take(node, value, gradient)` is called for each of `wanted` with the gradient at it and the value of the node that
+    it is wanted with.
+    """
     generator = torch.Generator().manual_seed(seed)
-    recorder = _GradientRecorder(program, set(nodes))
+    recorder = _GradientRecorder(program, wanted, take)
     rows = 0
     for batch in data.calibration[:MOST_BATCHES]:
         tokens = next((one.shape[1] for one in batch if one.dim() == 2 and not one.is_floating_point()), 1)
@@ -41,7 +63,7 @@ def gradient_power(program: Program, nodes: Iterable[fx.Node], data: Dataset, se
             if kept.requires_grad and len(kept):
                 _loss(kept, program.role, generator).backward()  # type: ignore[no-untyped-call]
                 rows += len(kept)
-    return {node: total / rows for node, total in recorder.totals.items()}
+    return rows
 
 
 def _loss(rows: Tensor, role: str, generator: torch.Generator) -> Tensor:
@@ -52,12 +74,13 @@ def _loss(rows: Tensor, role: str, generator: torch.Generator) -> Tensor:
 
 
 class _GradientRecorder(fx.Interpreter):
-    """Runs the graph and adds up the squared gradients of wanted nodes as they come back."""
+    """Runs the graph and hands over the gradients of wanted nodes as they come back."""
 
-    def __init__(self, program: Program, wanted: set[fx.Node]) -> None:
+    def __init__(
+        self, program: Program, wanted: Mapping[fx.Node, fx.Node], take: Callable[[fx.Node, Tensor, Tensor], None]
+    ) -> None:
         super().__init__(program.graph_module)
-        self.wanted = wanted
-        self.totals: dict[fx.Node, Tensor] = {}
+        self.wanted, self.take = dict(wanted), take
 
     def get_attr(self, target: Any, args: Any, kwargs: Any) -> Any:
         """Weights as constants: they need no gradients."""
@@ -68,9 +91,6 @@ class _GradientRecorder(fx.Interpreter):
         value = super().run_node(n)
         if n in self.wanted:
             value = value if value.requires_grad else value.detach().requires_grad_()
-            value.register_hook(lambda gradient: self._add(n, gradient))
+            beside = value.detach() if self.wanted[n] is n else self.env[self.wanted[n]].detach()
+            value.register_hook(lambda gradient: self.take(n, beside, gradient))
         return value
-
-    def _add(self, node: fx.Node, gradient: Tensor) -> None:
-        power = gradient.float().square().flatten(0, -2).sum(0)
-        self.totals[node] = self.totals[node] + power if node in self.totals else power
