@@ -1,4 +1,4 @@
-"""Lowers a module or a Program and runs both sides: what the tests of this folder share."""
+"""Lowers a module or a Program and runs both sides."""
 
 from __future__ import annotations
 

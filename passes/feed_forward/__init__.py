@@ -1,0 +1,1 @@
+"""Passes whose unit is a whole feed-forward block."""

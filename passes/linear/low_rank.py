@@ -1,0 +1,69 @@
+"""linear(x, W)  ->  linear(linear(x, down), up): a weight of a lower rank, which is the nearest one that data knows of
+
+Before:  linear(x, W, b)
+After:   linear(linear(x, down), up, b), where up @ down is the weight of that rank that loses least: of W itself
+         (method=plain), of what the layer gives on calibration data (whitened), of W by its Fisher information
+         (fisher), of what the layer gives by how much the loss minds it (whitened-fisher)
+Shapes:  x [..., in], W [out, in], down [rank, in], up [out, rank].
+Lossy:   the directions beyond the rank are gone. `ratio` of the weight's numbers, or `rank`, or the rank that keeps
+         `energy` of what the method counts by. Healing trains both factors; the budget gives back half of what a site
+         saved, then the site. Quantize after it: both factors are linear layers.
+Refuses: a rank that saves no numbers; weights that other nodes share, that are integers, or not finite; factors.
+Source:  Wang et al. 2024, arXiv:2403.07378, section 3.1 (whitened, SVD-LLM); Hsu et al. 2022, arXiv:2207.00112 (fisher,
+         FWSVD), by rows and columns as in Guo et al. 2023, arXiv:2311.12023, section 3.3.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Annotated, ClassVar
+
+from compiler.hookspecs import hookimpl
+from compiler.rewriting import Pass
+from compiler.structured.linear_graft import StructuredGraft
+from compiler.structured.linear_layers import Layer
+from compiler.structured.projection import weighed_singular_values
+from compiler.structured.structure import Structure
+
+DEFAULT_RATIO = 0.5
+
+
+@dataclass(frozen=True)
+class LowRank(StructuredGraft):
+    """Stores weights as two thin factors."""
+
+    name: ClassVar[str] = "low-rank"
+
+    ratio: Annotated[float | None, "part of a weight's numbers that both factors have; none: 0.5"] = None
+    rank: Annotated[int | None, "the same rank for every site, in the place of ratio"] = None
+    energy: Annotated[float | None, "part of what the method counts by that the rank keeps, in the place of ratio"] = (
+        None
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        given = {name: value for name in ("ratio", "rank", "energy") if (value := getattr(self, name)) is not None}
+        if len(given) > 1:
+            raise ValueError(f"{' and '.join(f'{name}={value:g}' for name, value in given.items())}: give one of them")
+        if self.rank is not None and self.rank < 1:
+            raise ValueError(f"rank={self.rank} is less than 1")
+        for name in ("ratio", "energy"):
+            if name in given and not 0 < given[name] < 1:
+                raise ValueError(f"{name}={given[name]:g} is not between 0 and 1")
+
+    def structure(self, layer: Layer) -> Structure:
+        """One block, of the rank that the options say."""
+        weight = layer.weights.weight
+        whole = Structure.of(*weight.shape, 1, 1, rank=1)
+        if self.rank is not None:
+            return replace(whole, rank=self.rank)
+        if self.energy is None:
+            return whole.at_ratio(DEFAULT_RATIO if self.ratio is None else self.ratio)
+        power = weighed_singular_values(weight, layer.weighing).square().cumsum(0)
+        return replace(whole, rank=int((power < self.energy * power[-1]).sum()) + 1)
+
+
+@hookimpl
+def register_passes() -> list[type[Pass]]:
+    """The pass of this file."""
+    return [LowRank]
