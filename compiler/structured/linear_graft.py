@@ -90,7 +90,7 @@ class StructuredGraft(LinearGraft):
 
     def _rung(self, layer: Layer, structure: Structure) -> Replacement:
         module, note = layer.structured(structure, self.in_batches and has_even_blocks(structure))
-        return Replacement(module, note, heal=("*",), settle=module.settle)
+        return Replacement(module, note, heal=("*",), alone=not layer.fitted_to_outputs, settle=module.settle)
 
 
 def learn(module: nn.Module) -> None:

@@ -39,6 +39,11 @@ class Layer:
     unweighed: bool
     """Whether its method found no data to weigh errors by."""
 
+    @property
+    def fitted_to_outputs(self) -> bool:
+        """Whether what is nearest to it is so in what it gives: training it alone finds nothing better."""
+        return self.weights.statistics is not None and self.weighing.moment is not None
+
     def structured(self, structure: Structure, batched: bool | None = None) -> tuple[StructuredLinear, str]:
         """The nearest layer of this structure, and what to say of it; `batched` as the module takes it."""
         factors = project(self.weights.weight, structure, self.weighing)

@@ -5,9 +5,9 @@ After:   linear(linear(x, down), up, b), where up @ down is the weight of that r
          (method=plain), of what the layer gives on calibration data (whitened), of W by its Fisher information
          (fisher), of what the layer gives by how much the loss minds it (whitened-fisher)
 Shapes:  x [..., in], W [out, in], down [rank, in], up [out, rank].
-Lossy:   the directions beyond the rank are gone. `ratio` of the weight's numbers, or `rank`, or the rank that keeps
-         `energy` of what the method counts by. Healing trains both factors; the budget gives back half of what a site
-         saved, then the site. Quantize after it: both factors are linear layers.
+Lossy:   the directions beyond the rank are gone. The rank is that which leaves `ratio` of the weight's numbers, or
+         `weight_rank`, or what keeps `energy` of what the method counts by. Healing trains both factors; the budget
+         gives back half of what a site saved, then the site. Quantize after it: both factors are linear layers.
 Refuses: a rank that saves no numbers; weights that other nodes share, that are integers, or not finite; factors.
 Source:  Wang et al. 2024, arXiv:2403.07378, section 3.1 (whitened, SVD-LLM); Hsu et al. 2022, arXiv:2207.00112 (fisher,
          FWSVD), by rows and columns as in Guo et al. 2023, arXiv:2311.12023, section 3.3.
@@ -35,18 +35,20 @@ class LowRank(StructuredGraft):
     name: ClassVar[str] = "low-rank"
 
     ratio: Annotated[float | None, "part of a weight's numbers that both factors have; none: 0.5"] = None
-    rank: Annotated[int | None, "the same rank for every site, in the place of ratio"] = None
+    weight_rank: Annotated[int | None, "the same rank for every site, in the place of ratio"] = None
     energy: Annotated[float | None, "part of what the method counts by that the rank keeps, in the place of ratio"] = (
         None
     )
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        given = {name: value for name in ("ratio", "rank", "energy") if (value := getattr(self, name)) is not None}
+        given = {
+            name: value for name in ("ratio", "weight_rank", "energy") if (value := getattr(self, name)) is not None
+        }
         if len(given) > 1:
             raise ValueError(f"{' and '.join(f'{name}={value:g}' for name, value in given.items())}: give one of them")
-        if self.rank is not None and self.rank < 1:
-            raise ValueError(f"rank={self.rank} is less than 1")
+        if self.weight_rank is not None and self.weight_rank < 1:
+            raise ValueError(f"weight_rank={self.weight_rank} is less than 1")
         for name in ("ratio", "energy"):
             if name in given and not 0 < given[name] < 1:
                 raise ValueError(f"{name}={given[name]:g} is not between 0 and 1")
@@ -55,8 +57,8 @@ class LowRank(StructuredGraft):
         """One block, of the rank that the options say."""
         weight = layer.weights.weight
         whole = Structure.of(*weight.shape, 1, 1, rank=1)
-        if self.rank is not None:
-            return replace(whole, rank=self.rank)
+        if self.weight_rank is not None:
+            return replace(whole, rank=self.weight_rank)
         if self.energy is None:
             return whole.at_ratio(DEFAULT_RATIO if self.ratio is None else self.ratio)
         power = weighed_singular_values(weight, layer.weighing).square().cumsum(0)

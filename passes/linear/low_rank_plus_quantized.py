@@ -36,7 +36,7 @@ class LowRankPlusQuantized(LinearGraft):
     name: ClassVar[str] = "low-rank-plus-quantized"
 
     bits: Annotated[Literal[8, 4, 2], "bits of a code"] = 4
-    rank: Annotated[int, "rank of the correction"] = 16
+    weight_rank: Annotated[int, "rank of the correction"] = 16
     group: Annotated[Literal[16, 32, 64, 128, 256], "inputs that share a scale"] = 32
     symmetric: Annotated[bool | None, "no zero points; none: at 8 bits"] = None
     clip: Annotated[Clip, "mse: clip extreme weights where that lessens the error"] = "mse"
@@ -44,8 +44,8 @@ class LowRankPlusQuantized(LinearGraft):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.rank < 1:
-            raise ValueError(f"rank={self.rank} is less than 1")
+        if self.weight_rank < 1:
+            raise ValueError(f"weight_rank={self.weight_rank} is less than 1")
 
     def stand_in(self, layer: Layer) -> Replacement | str:
         """Codes and a correction, or why not."""
@@ -53,11 +53,11 @@ class LowRankPlusQuantized(LinearGraft):
 
     def _rung(self, layer: Layer, bits: int) -> Replacement | str:
         weights, shape = layer.weights, layer.weights.weight.shape
-        if self.rank >= min(shape):
-            return f"a correction of rank {self.rank} is no less than its weight of {shape[0]} x {shape[1]}"
+        if self.weight_rank >= min(shape):
+            return f"a correction of rank {self.weight_rank} is no less than its weight of {shape[0]} x {shape[1]}"
         form = BlockForm(bits, min(self.group, block_at_least(shape[1])), self.clip, self.symmetric)
         codes, factors, lost, alone = low_rank_plus_quantized.alternated(
-            weights, form, self.rounding, self.rank, layer.weighing
+            weights, form, self.rounding, self.weight_rank, layer.weighing
         )
         correction = StructuredLinear(factors, None, layer.dtype)
         module = low_rank_plus_quantized.LowRankPlusQuantized(codes, correction)
@@ -65,7 +65,7 @@ class LowRankPlusQuantized(LinearGraft):
         stored = storage_bytes([*codes.buffers(), *correction.parameters()])
         if stored >= dense:
             return f"codes and correction take {stored} bytes, no fewer than the {dense} of the weight"
-        note = f"{bits}-bit codes and rank {self.rank}, {layer.said(lost)}, {alone:.2%} without the correction"
+        note = f"{bits}-bit codes and rank {self.weight_rank}, {layer.said(lost)}, {alone:.2%} without the correction"
         gentler = (lambda: self._gentler(layer)) if bits < 8 else None
         return Replacement(module, note, heal=("correction.*",), settle=correction.settle, gentler=gentler)
 

@@ -7,7 +7,8 @@ Shapes:  x [..., in], W [out, in]; first factor `blocks` times [blocks * rank, i
          [out / blocks, blocks * rank]. Blocks of sizes that do not divide differ by one.
 Lossy:   method=plain: the nearest Monarch matrix, in closed form, block by block. With weighing (see `low-rank`) blocks
          of inputs that hang together take turns, and the error falls with every turn. Healing trains both factors; the
-         budget gives back half of what a site saved, then the site. Quantize after it: all blocks are linear layers.
+         budget gives back half of what a site saved, then the site. Where quantize is to follow, say batched=false:
+         then all blocks are linear layers.
 Refuses: a rank that saves no numbers or is below 1; weights with fewer inputs or outputs than blocks, that other nodes
          share, that are integers, or not finite; factors.
 Source:  Dao et al. 2022, arXiv:2204.00595, definition 3.1, theorem 1 and algorithm 1; its rectangular and wider blocks.

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from compiler.structured.modules import FACTOR, StructuredLinear, wants_batches
+from compiler.structured.modules import FACTOR, LEARNING_SIZE, StructuredLinear, wants_batches
 from compiler.structured.projection import project
 from compiler.structured.structure import Structure
 
@@ -54,7 +54,7 @@ def test_learning_moves_every_factor_by_its_part(batched: bool) -> None:
     torch.testing.assert_close(module(x), before)
     for name, one in module.named_parameters():
         if FACTOR.search(name):
-            assert float(one.detach().square().mean()) == pytest.approx(1.0)
+            assert float(one.detach().square().mean()) == pytest.approx(LEARNING_SIZE**2)
     module.settle()
     for name, one in module.named_parameters():
         torch.testing.assert_close(one.detach(), stored[name])

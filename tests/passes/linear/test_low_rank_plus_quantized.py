@@ -34,7 +34,7 @@ def large() -> Program:
 
 
 def test_the_graph_after() -> None:
-    after, result = grafted(LowRankPlusQuantized(rank=4, group=16), large())
+    after, result = grafted(LowRankPlusQuantized(weight_rank=4, group=16), large())
     called = [str(node.target) for node in after.graph.nodes if node.op == "call_function"]
     one = ["regraft.quantized_linear.default", "aten.linear.default", "aten.linear.default", "aten.add.Tensor"]
     assert called == [*one, "aten.tanh.default", *one]
@@ -45,7 +45,7 @@ def test_the_graph_after() -> None:
 @pytest.mark.parametrize("bits", [2, 4])
 def test_it_is_nearer_than_codes_alone(bits: int) -> None:
     program = large()
-    both = error(grafted(LowRankPlusQuantized(bits=bits, rank=4, group=16), program)[0], program)  # type: ignore[arg-type]
+    both = error(grafted(LowRankPlusQuantized(bits=bits, weight_rank=4, group=16), program)[0], program)  # type: ignore[arg-type]
     alone = error(grafted(Quantize(bits=bits, group=16, activations="none"), program)[0], program)
     assert both < 0.7 * alone
 
@@ -55,25 +55,27 @@ def test_the_budget_gives_more_bits_before_it_gives_the_site_back() -> None:
     context = context_of(program)
     reference = reference_outputs(program, context.data.scoring)
     context = dataclasses.replace(context, max_drop=1e-3)
-    _, result = apply_graft(LowRankPlusQuantized(bits=2, rank=2, group=16), program, reference, context)
+    _, result = apply_graft(LowRankPlusQuantized(bits=2, weight_rank=2, group=16), program, reference, context)
     assert {(one.state, one.note.partition(" codes")[0]) for one in result.outcomes} >= {("softened", "8-bit")}
 
 
 def test_what_is_refused() -> None:
-    assert_refuses_unusable_weights(LowRankPlusQuantized(rank=2, group=16))
-    refused = refusals(LowRankPlusQuantized(rank=24), two_layers())
+    assert_refuses_unusable_weights(LowRankPlusQuantized(weight_rank=2, group=16))
+    refused = refusals(LowRankPlusQuantized(weight_rank=24), two_layers())
     assert refused["first"] == "a correction of rank 24 is no less than its weight of 36 x 24"
-    refused = refusals(LowRankPlusQuantized(rank=16), two_layers())
+    refused = refusals(LowRankPlusQuantized(weight_rank=16), two_layers())
     assert refused["first"].startswith("codes and correction take ")
     assert refused["first"].endswith(" bytes, no fewer than the 3456 of the weight")
-    after, _ = grafted(LowRankPlusQuantized(rank=4, group=16), large())
-    second = refusals(LowRankPlusQuantized(rank=4, group=16), after)
+    after, _ = grafted(LowRankPlusQuantized(weight_rank=4, group=16), large())
+    second = refusals(LowRankPlusQuantized(weight_rank=4, group=16), after)
     assert set(second.values()) == {"its weight is a factor of a structured layer already"}
-    with pytest.raises(CompilerError, match="rank=0 is less than 1"):
-        build(LowRankPlusQuantized, {"rank": "0"})
+    with pytest.raises(CompilerError, match="weight_rank=0 is less than 1"):
+        build(LowRankPlusQuantized, {"weight_rank": "0"})
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("model", ["llama", "bert"])
 def test_models_in_onnx_runtime(model: str, tmp_path: Path) -> None:
-    assert_runs_in_onnx_runtime(LowRankPlusQuantized(rank=2, group=16, layers="0"), model, tmp_path, tolerance=1e-5)
+    assert_runs_in_onnx_runtime(
+        LowRankPlusQuantized(weight_rank=2, group=16, layers="0"), model, tmp_path, tolerance=1e-5
+    )
