@@ -1,10 +1,10 @@
 """logits(whole sequences)  ->  logits(new tokens, states), states: one graph for prefill, its chunks and decoding
 
 Before:  logits = f(input_ids, attention_mask): every call reads all tokens; attention over keys of the same call
-After:   logits, present.* = f(input_ids, attention_mask, logit_positions, past_key_values.*): attention is
-         regraft::group_query_attention over buffers, positions follow each row's past, recurrent operators and windows
-         take and give states of fixed size, and the head computes logits for the positions that are asked for (the
-         last one while a prompt is read)
+After:   logits, present.* = f(input_ids, attention_mask, logit_positions, past_key_values.*): attention, routed or not,
+         is over buffers, positions follow each row's past, recurrent operators, windows and routers take and give
+         states of fixed size, and the head computes logits for the positions that are asked for (the last one while a
+         prompt is read)
 Shapes:  input_ids [batch, sequence]; attention_mask [batch, total_sequence], ones and then zeros;
          logit_positions [kept]; logits [batch, kept, vocabulary]; past_key_values.{i}.key and
          .value [batch, kv_heads, capacity, head_dim].
@@ -31,6 +31,7 @@ from compiler.incremental.inputs import replace_mask
 from compiler.incremental.positions import follow_past
 from compiler.incremental.proof import pieces_agree
 from compiler.incremental.recurrence import carry_states, recurrent_nodes, refused_recurrence
+from compiler.incremental.routing import refused_routing, route_incrementally, routed_nodes
 from compiler.patterns import aten, insert_call, is_call, operands, scalar, value
 from compiler.program import Dimension, Program, TensorSpec
 from compiler.rewriting import Pass, PassContext, PassResult, Rewrite
@@ -98,13 +99,13 @@ def _plan(program: Program) -> _Plan | Refusal:
         refusal = site if isinstance(site, Refusal) else refused_attention(site)
         if refusal is not None:
             return refusal
-    recurrent = recurrent_nodes(program)
-    for node in recurrent:
-        if (refusal := refused_recurrence(node)) is not None:
+    recurrent, routed = recurrent_nodes(program), routed_nodes(program)
+    for node in (*recurrent, *routed):
+        if (refusal := refused_routing(node) if node in routed else refused_recurrence(node)) is not None:
             return refusal
     if not found and not recurrent:
         return Refusal("nothing in it carries a state from token to token", program.outputs[0].name)
-    carried = (*(site.name for site in found), *(node.name for node in recurrent))
+    carried = (*(site.name for site in found), *(node.name for node in (*routed, *recurrent)))
     return _Plan(names.index(TOKENS), names.index(MASK) if MASK in names else None, carried)
 
 
@@ -123,6 +124,10 @@ def _rewrite(program: Program, context: int) -> Refusal | None:
         if rotation is not None and not (caches.known(rotation.cos) and caches.known(rotation.sin)):
             rotation = None
         added, nodes = attend_incrementally(site, index, writer, counts, rotation, caches)
+        states += added
+        presents += nodes
+    for index, node in enumerate(routed_nodes(program), len(sites)):
+        added, nodes = route_incrementally(node, index, writer, counts)
         states += added
         presents += nodes
     names = ((f"past_state.{index}", f"present_state.{index}") for index in itertools.count())

@@ -17,6 +17,7 @@ RECURRENT: Mapping[str, Mapping[str, int]] = {
     "regraft.linear_attention.default": {"past_state": 1},
     "regraft.causal_conv.default": {"past_state": 1},
     "regraft.token_delay.default": {"past": 1},
+    "regraft.context_score.default": {"past_state": 1},
     "regraft.sliding_window_attention.default": {"past_key": 2, "past_value": 3},
 }
 """By operator: the arguments that take a state, and which result is the next value of each."""

@@ -1,16 +1,20 @@
-"""attention to all tokens  ->  a router that reads the context once, then all tokens or a window
+"""attention to all tokens  ->  a router that reads the first tokens once, then all tokens or a window
 
 Before:  attention(query, key, value, mask)
-After:   cond(any(router(hidden) > 0), attention(query, key, value), sliding_window_attention(query, key, value)); the
-         router is linear in the mean and the maximum of the hidden states over tokens, and the branch that is not
-         taken is not run. A site where every context loses little gets the window alone.
-Shapes:  hidden [batch, tokens, width], query [batch, heads, tokens, head_dim], key and value [batch, kv_heads, ...].
-         One context of a batch that needs full attention gives it to all of them. Padding is read as any token.
+After:   score = context_score(hidden); routed_attention(query, key, value, score): all tokens where the score is above
+         0, otherwise the window and the sinks; the router is linear in the mean and the maximum of the hidden states
+         of the first `context` tokens, and what is not asked for is not run. A site where every context loses little
+         gets the window alone.
+Shapes:  hidden [batch, tokens, width], query [batch, heads, tokens, head_dim], key and value [batch, kv_heads, ...],
+         score [batch]: each row of a batch has its own choice; a batch with both computes both. Padding stands at the
+         end.
 Lossy:   contexts that lose less than `loss` nats a token in windows get them. Routers learn from calibration text, from
-         the same text repeated and from recall probes, with the model as it is. A choice is by the whole context, so
-         that a token's logits depend, through it, on tokens after it.
-Refuses: what `sliding-window` refuses; models of no language; sites where no router tells contexts apart, or where
-         every context needs full attention. make-incremental refuses the branch.
+         the same text repeated and from recall probes, with the model as it is. The first `context` tokens see all
+         before them and settle the choice for all that follow, so that no token's logits depend on a later one and
+         make-incremental keeps them in whatever pieces a text is read. What begins to recall later is not noticed.
+Refuses: what `sliding-window` refuses; models of no language; attention that is not causal, or has a window already;
+         sites where no router tells contexts apart, or where every context needs full attention; contexts that are all
+         no longer than what a router reads.
 Source:  Shazeer et al. 2017, arXiv:1701.06538, section 2 (a gate per layer that decides what is computed).
 """
 
@@ -52,12 +56,15 @@ class RouteAttention(ChoosesLayers, Graft):
     window: Annotated[int, "tokens that each token sees in the window, itself included"] = 64
     sinks: Annotated[int, "first tokens of a sequence that every token sees"] = 4
     loss: Annotated[float, "nats a token that a context may lose before it gets all tokens"] = 1.0
+    context: Annotated[int, "first tokens of a sequence that routers read, and that see all before them"] = 128
 
     def __post_init__(self) -> None:
         super().__post_init__()
         SlidingWindow(window=self.window, sinks=self.sinks)
         if not self.loss > 0:
             raise ValueError(f"loss={self.loss}: what a context may lose is above 0")
+        if self.context < 1:
+            raise ValueError(f"context={self.context}: a router reads a token at least")
 
     def propose(self, site: Site, program: Program, context: PassContext) -> Replacement | Refusal:
         """A stand-in whose router knows of no other site."""
@@ -81,18 +88,22 @@ class RouteAttention(ChoosesLayers, Graft):
     def _refusal(self, site: Site, program: Program) -> Refusal | None:
         if not is_language_model(program):
             return Refusal("what a context needs is known of language models alone", site.output.name)
+        if site.bindings["window"] != (None, 0):
+            return Refusal("its attention is not to all tokens before: it is local or both ways", site.output.name)
         return refuse_window(site, self.window)
 
     def _observed(self, sites: Sequence[Site], program: Program, context: PassContext) -> list[Observation]:
-        contexts = language_contexts(program, context, asked_reach(self.window))
+        contexts = language_contexts(program, context, asked_reach(self.window), self.context)
         windows = {site.output: WindowedAttention(site, self.window, self.sinks) for site in sites}
         found = []
-        for index, one in enumerate(observed(program, contexts, sites, windows, self.loss), 1):
+        for index, one in enumerate(observed(program, contexts, sites, windows, self.context), 1):
             context.progress(f"{self.name}: what contexts need, {index} of {len(contexts)}")
             found.append(one)
         return found
 
     def _routed(self, site: Site, seen: Sequence[Observation]) -> Replacement | Refusal:
+        if not seen:
+            return Refusal(f"no context is longer than the {self.context} tokens that a router reads", site.output.name)
         needs = torch.tensor([one.lost > self.loss for one in seen], dtype=torch.bool)
         if not bool(needs.any()):
             window = WindowedAttention(site, self.window, self.sinks)
@@ -103,7 +114,7 @@ class RouteAttention(ChoosesLayers, Graft):
         router, judged = trained_router(features, needs, [one.kind for one in seen])
         if judged.near < LEAST_NEAR * judged.others or judged.needing - judged.full > MOST_LOST * judged.needing:
             return Refusal(f"no router tells contexts apart: {judged}", site.output.name)
-        module = RoutedAttention(site, self.window, self.sinks, router)
+        module = RoutedAttention(site, self.window, self.sinks, self.context, router)
         return Replacement(module, f"window of {self.window} and {self.sinks} sinks by a router: {judged}")
 
 

@@ -84,6 +84,7 @@ def load_all() -> dict[str, Translation]:
         reductions,
         resize,
         rotary,
+        routed_attention,
         sampling,
         shapes,
         sizes,

@@ -51,9 +51,7 @@ def group_query_attention(
         lambda: w.cast(w.emit("Squeeze", w.size(total_sequence_length), w.constant([0])), torch.int32),
     )
     q, k, head_dim = w.value(query), w.value(key), int(shape_of(past_key)[3])
-    if head_dim % HEAD_MULTIPLE:
-        hint = f"ONNX Runtime's GroupQueryAttention takes multiples of {HEAD_MULTIPLE}: leave make-incremental out."
-        raise CompilerError("lowering to ONNX", f"heads of {head_dim} numbers", hint, node.name)
+    refuse_head_dim(head_dim, node)
     if cos_cache is not None and sin_cache is not None:
         rotary_dim = 2 * int(shape_of(cos_cache)[-1])
         if head_dim % ROTARY_MULTIPLE or rotary_dim % ROTARY_MULTIPLE:
@@ -97,6 +95,13 @@ def group_query_attention(
         k_quant_type=_granularity(k_scale),
         v_quant_type=_granularity(v_scale),
     )
+
+
+def refuse_head_dim(head_dim: int, node: fx.Node) -> None:
+    """Raise CompilerError for heads that the kernel does not take."""
+    if head_dim % HEAD_MULTIPLE:
+        hint = f"ONNX Runtime's GroupQueryAttention takes multiples of {HEAD_MULTIPLE}: leave make-incremental out."
+        raise CompilerError("lowering to ONNX", f"heads of {head_dim} numbers", hint, node.name)
 
 
 def _positions(w: GraphWriter, query: fx.Node, seqlens_k: fx.Node) -> ir.Value:

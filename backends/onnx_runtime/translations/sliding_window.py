@@ -51,26 +51,9 @@ def sliding_window_attention(
     else:
         length, held = w.value(past_length), (w.tensor(past_key, COMPUTED), w.tensor(past_value, COMPUTED))
     q, k, v = (w.tensor(one, COMPUTED) for one in (query, key, value))
-    layer = _Layer(w, q, k, v, *held, kv_heads, int(shape_of(query)[1]) // kv_heads, head_dim, float(scale))
-    places = Places(w, length, tokens, window, sinks)
-    shared = ("window", length, tokens, window, sinks, kv_heads, layer.repeats)
-    if past_length is None:
-        made = layer.in_blocks(
-            w.shared((*shared, "blocks"), lambda: Blocks.of(places, kv_heads, layer.repeats, COMPUTED))
-        )
-    else:
-        one = w.shared((*shared, "one token"), lambda: OneToken.of(places, kv_heads, COMPUTED))
-        is_one = w.shared(("is one", tokens), lambda: w.emit("Equal", tokens, w.constant([1], np.int64)))
-        blocks = w.shared(
-            (*shared, "blocks"), lambda: Blocks.of_several(places, kv_heads, layer.repeats, COMPUTED, is_one)
-        )
-        made = w.emit_several(
-            "If",
-            is_one,
-            outputs=4,
-            then_branch=layer.branch(f"{node.name}.one_token", one),
-            else_branch=layer.branch(f"{node.name}.blocks", blocks),
-        )
+    layer = WindowLayer(w, q, k, v, *held, kv_heads, int(shape_of(query)[1]) // kv_heads, head_dim, float(scale))
+    forms = window_forms(layer, length, tokens, window, sinks, from_start=past_length is None)
+    made = layer.computed(node.name, forms)
     dtypes = [one.dtype for one in node.meta["val"]]
     return tuple(
         result if dtype == COMPUTED else w.cast(result, dtype) for result, dtype in zip(made, dtypes, strict=True)
@@ -78,7 +61,16 @@ def sliding_window_attention(
 
 
 @dataclass(frozen=True)
-class _Layer:
+class WindowForms:
+    """Where things stand for each form of a call, and which it is; of sequences from their start only `blocks`."""
+
+    blocks: Blocks
+    one: OneToken | None = None
+    is_one: ir.Value | None = None
+
+
+@dataclass(frozen=True)
+class WindowLayer:
     """One call: what it reads, as ONNX values, and how its heads are grouped. Methods give the operator's results."""
 
     w: GraphWriter
@@ -92,7 +84,19 @@ class _Layer:
     head_dim: int
     scale: float
 
-    def branch(self, name: str, places: OneToken | Blocks) -> ir.Graph:
+    def computed(self, name: str, forms: WindowForms) -> tuple[ir.Value, ...]:
+        """In the form that the count of tokens asks for when the graph runs."""
+        if forms.one is None or forms.is_one is None:
+            return self.in_blocks(forms.blocks)
+        return self.w.emit_several(
+            "If",
+            forms.is_one,
+            outputs=4,
+            then_branch=self._branch(f"{name}.one_token", forms.one),
+            else_branch=self._branch(f"{name}.blocks", forms.blocks),
+        )
+
+    def _branch(self, name: str, places: OneToken | Blocks) -> ir.Graph:
         """A graph of its own with either form."""
         with self.w.body() as nodes:
             made = self.of_one_token(places) if isinstance(places, OneToken) else self.in_blocks(places)
@@ -148,6 +152,21 @@ class _Layer:
 
     def _numbers(self, *values: int) -> ir.Value:
         return self.w.constant(list(values), np.int64)
+
+
+def window_forms(
+    layer: WindowLayer, length: ir.Value, tokens: ir.Value, window: int, sinks: int, *, from_start: bool
+) -> WindowForms:
+    """What layers with such heads and such a window share. `length` int64 [batch] counts the tokens before."""
+    w, kv_heads, repeats = layer.w, layer.kv_heads, layer.repeats
+    places = Places(w, length, tokens, window, sinks)
+    shared = ("window", length, tokens, window, sinks, kv_heads, repeats)
+    if from_start:
+        return WindowForms(w.shared((*shared, "blocks"), lambda: Blocks.of(places, kv_heads, repeats, COMPUTED)))
+    one = w.shared((*shared, "one token"), lambda: OneToken.of(places, kv_heads, COMPUTED))
+    is_one = w.shared(("is one", tokens), lambda: w.emit("Equal", tokens, w.constant([1], np.int64)))
+    blocks = w.shared((*shared, "blocks"), lambda: Blocks.of_several(places, kv_heads, repeats, COMPUTED, is_one))
+    return WindowForms(blocks, one, is_one)
 
 
 def attended(

@@ -1,6 +1,7 @@
 """Contexts that routers learn from, and what each of them loses in a window.
 
-Text, text that repeats itself, and the sequences of recall probes; none of it judges the result. What a context loses
+Text, text that repeats itself from its start, and the sequences of recall probes; none of it judges the result, and
+all of it is longer than what a router reads. What a context loses
 is KL(before || after) in nats a token when every candidate site has a window at once: of all tokens of text, of those
 that repeat, of the answers where recall is asked for. One site alone would say less, since others make up for it.
 """
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from compiler.sites import Site
 
 TEXT, REPEATED = "text", "repeated text"
+REPEATED_AFTER = 0.75
+"""As a share of what a router reads, so that it sees the repetition begin."""
 MOST_TEXTS = 16
 DRAWS = 2
 """How many times each probe draws its sequences."""
@@ -48,18 +51,23 @@ class Observation:
     seen: Mapping[fx.Node, Tensor]
 
 
-def language_contexts(program: Program, context: PassContext, reach: int) -> list[Context]:
-    """Contexts for a language model, drawn from calibration data and from probes that ask `reach` tokens back."""
-    texts = _texts(program, context)[:MOST_TEXTS]
+def language_contexts(program: Program, context: PassContext, reach: int, first: int) -> list[Context]:
+    """Contexts for a language model whose routers read the `first` tokens, drawn from calibration data and from probes
+    that ask `reach` tokens back.
+    """
+    texts = [tokens for tokens in _texts(program, context) if len(tokens) > first][:MOST_TEXTS]
     found = [Context(TEXT, tokens, torch.arange(len(tokens))) for tokens in texts]
     for tokens in texts:
-        half = tokens[: len(tokens) // 2]
-        found.append(Context(REPEATED, torch.cat([half, half]), torch.arange(len(half), 2 * len(half))))
+        span = tokens[: max(1, int(first * REPEATED_AFTER))]
+        repeated = span.repeat(-(-len(tokens) // len(span)))[: len(tokens)]
+        found.append(Context(REPEATED, repeated, torch.arange(len(span), len(tokens))))
     for probe in context.probes:
         if not isinstance(probe, RecallProbe) or not probe.applies(program):
             continue
         for draw in range(DRAWS):
             for recall in probe.drawn(program, context.seed + draw, "ranking", reach):
+                if len(recall.tokens) <= first:
+                    continue
                 answers = torch.cat([torch.arange(answer.start - 1, answer.stop - 1) for answer in recall.answers])
                 found.append(Context(probe.name, recall.tokens, answers))
     return found
@@ -70,20 +78,20 @@ def observed(
     contexts: Sequence[Context],
     sites: Sequence[Site],
     windows: Mapping[fx.Node, nn.Module],
-    least: float,
+    first: int,
 ) -> Iterable[Observation]:
     """Run every context as it is and with `windows` in place of all `sites`.
 
-    A router will see what it sees here: hidden states of the Program with windows where a context loses no more than
-    `least`, and those of the Program as it is where it loses more.
+    A router sees the `first` tokens, which attend to all before them whatever routers choose: so it will see what it
+    sees in the Program as it is.
     """
     for context in contexts:
         batch = recall_batch(program, Recall(context.tokens, ()))
-        before, seen_before = _run(program, batch, sites, {})
-        after, seen_after = _run(program, batch, sites, windows)
+        before, seen = _run(program, batch, sites, {}, first)
+        after, _ = _run(program, batch, sites, windows, first)
         rows = (logits[0, context.places].float().log_softmax(-1) for logits in (before, after))
         lost = float(divergences(*rows).mean())
-        yield Observation(context.kind, lost, seen_before if lost > least else seen_after)
+        yield Observation(context.kind, lost, seen)
 
 
 def _texts(program: Program, context: PassContext) -> list[Tensor]:
@@ -99,8 +107,9 @@ def _texts(program: Program, context: PassContext) -> list[Tensor]:
 
 @torch.no_grad()
 def _run(
-    program: Program, batch: tuple[Tensor, ...], sites: Sequence[Site], stand_ins: Mapping[fx.Node, nn.Module]
-) -> tuple[Tensor, dict[fx.Node, Tensor]]:
+    program: Program, batch: tuple[Tensor, ...], sites: Sequence[Site], stand_ins: Mapping[fx.Node, nn.Module],
+    first: int,
+) -> tuple[Tensor, dict[fx.Node, Tensor]]:  # fmt: skip
     """Logits with stand-ins in place of sites, and what a router at each site would see."""
     nodes = list(program.graph.nodes)
     by_output = {site.output: site for site in sites}
@@ -109,7 +118,7 @@ def _run(
     seen: dict[fx.Node, Tensor] = {}
     for node in nodes[:-1]:
         if (site := by_output.get(node)) is not None:
-            seen[node] = pooled(lane.env[site.inputs[0]])[0]
+            seen[node] = pooled(lane.env[site.inputs[0]], first)[0]
         if site is not None and node in stand_ins:
             lane.env[node] = stand_ins[node](*(lane.env[one] for one in site.inputs))
             lane.let_go(dead[node])

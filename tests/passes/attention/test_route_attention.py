@@ -9,7 +9,7 @@ from typing import Any
 import onnx
 import pytest
 import torch
-from decoding_checks import passed, run_onnx
+from decoding_checks import run_onnx
 from torch import Tensor, nn
 
 from compiler import options
@@ -27,14 +27,16 @@ from compiler.passes.attention.routing.training import MARGIN, trained_router
 from compiler.passes.attention.sliding_window import SlidingWindow
 from compiler.pipeline import Pipeline
 from compiler.program import Program
-from compiler.regions import COND
 from compiler.rewriting import PassContext, PassResult
 from compiler.sites import Site, find_sites
 from compiler.target import Target
 
 VOCABULARY, PERIOD, LENGTH = 160, 8, 96
 PROBES = (Copying(), AssociativeRecall())
-OPTIONS = {"window": 16, "sinks": 2}
+FIRST = 24
+OPTIONS = {"window": 16, "sinks": 2, "context": FIRST}
+WINDOW_OPTIONS = {"window": 16, "sinks": 2}
+ROUTED, SCORE = "regraft.routed_attention.default", "regraft.context_score.default"
 
 
 class Induction(nn.Module):
@@ -86,29 +88,53 @@ def logits(program: Program, tokens: Tensor) -> Tensor:
     return program.run(*recall_batch(program, Recall(tokens, ())))[0]
 
 
+def needs_all(program: Program, tokens: Tensor) -> bool:
+    """What the router of its one layer says."""
+
+    class Reader(torch.fx.Interpreter):
+        def run_node(self, n: torch.fx.Node) -> Any:
+            value = super().run_node(n)
+            if str(n.target) == SCORE:
+                choices.append(bool(value[0] > 0))
+            return value
+
+    choices: list[bool] = []
+    Reader(program.graph_module).run(*recall_batch(program, Recall(tokens, ())))
+    return choices[0]
+
+
 def test_recall_keeps_all_tokens_and_prose_gets_the_window(
     program: Program, routed: tuple[Program, PassResult]
 ) -> None:
     """On contexts that nothing was learned from: others of the same kinds."""
     after, result = routed
     assert len(result.changed) == 1
-    near, _ = apply_graft(SlidingWindow(**OPTIONS), program, (), context_of())
+    near, _ = apply_graft(SlidingWindow(**WINDOW_OPTIONS), program, (), context_of())
     generator = torch.Generator().manual_seed(5)
     for tokens in (prose(generator) for _ in range(8)):
+        assert not needs_all(after, tokens)
         torch.testing.assert_close(logits(after, tokens), logits(near, tokens), rtol=1e-5, atol=1e-4)
     for probe in PROBES:
+        assert all(needs_all(after, recall.tokens) for recall in probe.drawn(program, 7))
         before, windowed, now = (probe.measure(one, 7) for one in (program, near, after))
         assert windowed.accuracy < 0.5 < before.accuracy
         assert now.accuracy >= 0.98 * before.accuracy
         assert now.nats == pytest.approx(before.nats, abs=1e-4)
 
 
-def test_one_context_of_a_batch_keeps_all_tokens_for_the_others(
-    program: Program, routed: tuple[Program, PassResult]
-) -> None:
+def test_rows_of_a_batch_choose_for_themselves(program: Program, routed: tuple[Program, PassResult]) -> None:
     recall = Copying().drawn(program, 3)[0].tokens[:LENGTH]
     batch = torch.stack([prose(torch.Generator().manual_seed(5)), recall])
-    torch.testing.assert_close(routed[0].run(batch)[0], program.run(batch)[0])
+    for row, found in zip(batch, routed[0].run(batch)[0], strict=True):
+        torch.testing.assert_close(found, logits(routed[0], row)[0])
+
+
+def test_no_token_sees_a_later_one(program: Program, routed: tuple[Program, PassResult]) -> None:
+    """What follows the tokens that a router reads changes nothing before it."""
+    recall = Copying().drawn(program, 3)[0].tokens
+    for count in (FIRST - 5, FIRST, FIRST + 30):
+        shorter = logits(routed[0], recall[:count])
+        torch.testing.assert_close(logits(routed[0], recall)[:, :count], shorter)
 
 
 def test_the_note_says_how_the_router_does_on_what_it_has_not_seen(routed: tuple[Program, PassResult]) -> None:
@@ -121,11 +147,9 @@ def test_the_note_says_how_the_router_does_on_what_it_has_not_seen(routed: tuple
 
 
 def test_the_branch_is_a_branch(program: Program, routed: tuple[Program, PassResult], tmp_path: Path) -> None:
-    """In torch and in ONNX: what is not taken is not run, and both sides give the same numbers at another size."""
+    """In ONNX what is not taken is not run, and both sides give the same numbers at another size."""
     after = routed[0]
-    assert [node.target for node in after.graph.nodes if node.target is COND] == [COND]
-    outside = {str(node.target) for node in after.graph.nodes if node.op == "call_function"}
-    assert not any("attention" in name for name in outside)
+    assert [node.target for node in after.graph.nodes if str(node.target) == ROUTED]
     run = run_onnx(after, tmp_path)
     kinds = [node.op_type for node in onnx.load(tmp_path / "model.onnx").graph.node]
     assert "If" in kinds
@@ -139,13 +163,13 @@ def test_where_nothing_is_lost_the_window_stands_alone(program: Program) -> None
     """Static routing: no router and no branch."""
     after, result = apply_graft(RouteAttention(loss=1e6, **OPTIONS), program, (), context_of())
     assert result.outcomes[0].note == "window of 16 and 2 sinks for every context"
-    assert COND not in {node.target for node in after.graph.nodes}
-    near, _ = apply_graft(SlidingWindow(**OPTIONS), program, (), context_of())
+    assert ROUTED not in {str(node.target) for node in after.graph.nodes}
+    near, _ = apply_graft(SlidingWindow(**WINDOW_OPTIONS), program, (), context_of())
     assert after.text() == near.text()
 
 
 def test_where_all_is_lost_attention_stays(program: Program) -> None:
-    after, result = apply_graft(RouteAttention(loss=1e-12, window=2, sinks=0), program, (), context_of())
+    after, result = apply_graft(RouteAttention(loss=1e-12, window=2, sinks=0, context=FIRST), program, (), context_of())
     assert after is program
     assert result.refusals[0].reason == "every context loses more than 1e-12 nats a token in windows"
 
@@ -169,7 +193,7 @@ def test_what_was_learned_from_gets_full_attention_where_it_needs_it() -> None:
 
 
 def test_contexts_are_text_its_repetition_and_recall(program: Program) -> None:
-    contexts = language_contexts(program, context_of(), reach=64)
+    contexts = language_contexts(program, context_of(), reach=64, first=FIRST)
     kinds = [context.kind for context in contexts]
     assert {kind: kinds.count(kind) for kind in kinds} == {
         TEXT: 10,
@@ -178,16 +202,17 @@ def test_contexts_are_text_its_repetition_and_recall(program: Program) -> None:
         "copying": 4,
     }
     repeated = next(context for context in contexts if context.kind == REPEATED)
-    first, second = repeated.tokens.chunk(2)
-    assert torch.equal(first, second)
-    assert repeated.places.tolist() == list(range(len(first), 2 * len(first)))
+    span = 3 * FIRST // 4
+    assert torch.equal(repeated.tokens[span:], repeated.tokens[:-span])
+    assert repeated.places.tolist() == list(range(span, LENGTH))
+    assert not language_contexts(program, context_of(), reach=64, first=1000)
     judging = [recall.tokens for probe in PROBES for recall in probe.drawn(program, 0)]
     assert not any(torch.equal(context.tokens, tokens) for context in contexts for tokens in judging)
 
 
 def test_pooling_is_mean_and_maximum() -> None:
     hidden = torch.tensor([[[1.0, -2.0], [3.0, -4.0]]])
-    assert pooled(hidden).tolist() == [[2.0, -3.0, 3.0, -2.0]]
+    assert pooled(torch.cat([hidden, 9 + hidden], 1), 2).tolist() == [[2.0, -3.0, 3.0, -2.0]]
 
 
 def test_ranking_sees_windows_not_routers(program: Program) -> None:
@@ -215,13 +240,14 @@ def test_windows_that_are_refused_are_refused_here(program: Program) -> None:
     assert result.refusals[0].reason == "it reads 12 tokens, no more than the window"
 
 
-def test_make_incremental_refuses_the_branch(routed: tuple[Program, PassResult]) -> None:
-    with pytest.raises(AssertionError, match="make-incremental"):
-        passed(routed[0], "make-incremental")
+def test_contexts_that_are_too_short_are_refused(program: Program) -> None:
+    _, result = apply_graft(RouteAttention(window=16, context=1000), program, (), context_of())
+    assert result.refusals[0].reason == "no context is longer than the 1000 tokens that a router reads"
 
 
 @pytest.mark.parametrize(
-    ("values", "message"), [({"window": 0}, "window=0"), ({"loss": 0}, "loss=0"), ({"sinks": -1}, "sinks=-1")]
+    ("values", "message"),
+    [({"window": 0}, "window=0"), ({"loss": 0}, "loss=0"), ({"sinks": -1}, "sinks=-1"), ({"context": 0}, "context=0")],
 )
 def test_options_that_make_no_sense(values: dict[str, Any], message: str) -> None:
     with pytest.raises(CompilerError, match=message):
