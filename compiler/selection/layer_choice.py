@@ -5,8 +5,8 @@
     not-0+not-29  all but these                         auto-0.75     three quarters of what the other terms leave:
                                                                       those that cost least (compiler.selection.ranking)
 
-A site's layer is the first number in its name, as in `model.layers.7.self_attn`. Where a name has no number, as in most
-ONNX files, it is the site's place among the graft's sites.
+A site's layer is the first number in its name, as in `model.layers.7.self_attn`; a head has none. Where no name has a
+number, as in most ONNX files, it is the site's place among the graft's sites.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ class LayerChoice:
         Raises ValueError for a term that names none of them.
         """
         numbers = layer_numbers(sites)
-        layers = sorted(set(numbers))
+        layers = sorted({number for number in numbers if number is not None})
         for term in (*self.wanted, *self.unwanted):
             if not any(_names(term, site, number, layers) for site, number in zip(sites, numbers, strict=True)):
                 raise ValueError(f"{term!r} names none of {_listed(sites, layers)}")
@@ -98,21 +98,20 @@ class LayerChoice:
         ]
 
 
-def layer_numbers(sites: Sequence[Site]) -> list[int]:
-    """The layer of each site: the first number in its name; for all of them their places, where one has none."""
+def layer_numbers(sites: Sequence[Site]) -> list[int | None]:
+    """The layer of each site: the first number in its name, or none; the places of all, where no name has a number."""
     found = [next((int(part) for part in site.name.split(".") if part.isdecimal()), None) for site in sites]
-    numbers = [number for number in found if number is not None]
-    return numbers if len(numbers) == len(sites) else list(range(len(sites)))
+    return found if any(number is not None for number in found) else list(range(len(sites)))
 
 
-def _names(term: str, site: Site, number: int, layers: Sequence[int]) -> bool:
-    """Whether `term` names a site of layer `number`, one of `layers`."""
+def _names(term: str, site: Site, number: int | None, layers: Sequence[int]) -> bool:
+    """Whether `term` names a site of layer `number`, one of `layers` or none."""
     if term == "all":
         return True
     if term.isdecimal():
         return int(term) == number
     if every := EVERY.fullmatch(term):
-        return (layers.index(number) + 1) % int(every[1]) == 0
+        return number is not None and (layers.index(number) + 1) % int(every[1]) == 0
     return fnmatchcase(site.name, term)
 
 

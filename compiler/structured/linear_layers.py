@@ -40,6 +40,12 @@ class Layer:
     """Whether its method found no data to weigh errors by."""
 
     @property
+    def shape(self) -> tuple[int, int]:
+        """Outputs and inputs."""
+        out_features, in_features = self.weights.weight.shape
+        return out_features, in_features
+
+    @property
     def fitted_to_outputs(self) -> bool:
         """Whether what is nearest to it is so in what it gives: training it alone finds nothing better."""
         return self.weights.statistics is not None and self.weighing.moment is not None

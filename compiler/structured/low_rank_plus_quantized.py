@@ -46,9 +46,10 @@ def alternated(
 ) -> tuple[BlockQuantizedLinear, Factors, float, float]:
     """The codes, the correction, the part of the weighed cost that both leave, and that of the codes alone."""
     weight = layer.weight.double()
-    structure = Structure.of(*weight.shape, 1, 1, rank)
+    out_features, in_features = weight.shape
+    structure = Structure.of(out_features, in_features, 1, 1, rank)
     codes = block_linear(layer, form, rounding)
-    rest = weight - dense_codes(codes, weight.shape[1])
+    rest = weight - dense_codes(codes, in_features)
     alone = weighing.part_lost(weight, weight - rest)
     best: tuple[BlockQuantizedLinear, Factors, float] | None = None
     for _ in range(MOST_TURNS):
@@ -59,7 +60,7 @@ def alternated(
             break
         best = codes, factors, lost
         codes = block_linear(replace(layer, weight=(weight - correction).float()), form, rounding)
-        rest = weight - dense_codes(codes, weight.shape[1])
+        rest = weight - dense_codes(codes, in_features)
     assert best is not None
     return *best, alone
 

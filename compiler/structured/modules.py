@@ -99,12 +99,12 @@ class StructuredLinear(nn.Module):
         shape = len(self.structure.in_sizes), len(self.structure.out_sizes), self.structure.rank
         if min(shape[:2]) == 1:
             return hidden
-        return hidden.unflatten(-1, shape).transpose(-2, -3).flatten(-3)
+        return torch.unflatten(hidden, -1, shape).transpose(-2, -3).flatten(-3)
 
     def _batched(self, x: Tensor, first: Tensor, second: Tensor) -> Tensor:
         in_blocks, out_blocks, rank = len(first), len(second), self.structure.rank
         blocks = x.reshape(-1, in_blocks, first.shape[1]).transpose(0, 1)  # [in_blocks, rows, in_i]
-        hidden = torch.matmul(blocks, first).unflatten(-1, (out_blocks, rank))  # [in_blocks, rows, out_blocks, rank]
+        hidden = torch.unflatten(torch.matmul(blocks, first), -1, (out_blocks, rank))
         dealt = hidden.permute(2, 1, 0, 3).flatten(-2)  # [out_blocks, rows, in_blocks * rank]
         y = torch.matmul(dealt, second).transpose(0, 1).reshape(*x.shape[:-1], -1)
         return y + self.biases[0] if self.biases else y

@@ -121,7 +121,8 @@ class _Blocks:
         own = self.moment[columns, columns].clone()
         own.diagonal().add_(RIDGE * own.diagonal().mean().clamp(min=1e-30))
         pull = (self.weight - self.found) @ self.moment[:, columns]
-        return self.found[:, columns] + torch.linalg.solve(own, pull, left=False)
+        target: Tensor = self.found[:, columns] + torch.linalg.solve(own, pull, left=False)
+        return target
 
     def factors(self) -> Factors:
         return Factors(self.structure, tuple(map(tuple, self.up)), tuple(map(tuple, self.down)))

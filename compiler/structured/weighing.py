@@ -62,8 +62,9 @@ class Weighing:
 
 def root_of(moment: Tensor) -> Tensor:
     """A matrix R with moment = R @ R.T: the Cholesky factor, or for a moment that has none, of its eigenvectors."""
-    lower, failed = torch.linalg.cholesky_ex(moment)
-    if not failed.item():
-        return lower
-    values, vectors = torch.linalg.eigh(moment)
-    return vectors * values.clamp(min=0).sqrt()
+    root: Tensor
+    root, failed = torch.linalg.cholesky_ex(moment)
+    if failed.item():
+        values, vectors = torch.linalg.eigh(moment)
+        root = vectors * values.clamp(min=0).sqrt()
+    return root

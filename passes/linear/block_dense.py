@@ -39,7 +39,7 @@ class BlockDense(StructuredGraft):
 
     def structure(self, layer: Layer) -> Structure:
         """Several blocks of inputs, one of outputs."""
-        return Structure.of(*layer.weights.weight.shape, 1, self.blocks, rank=1).at_ratio(self.ratio)
+        return Structure.of(*layer.shape, 1, self.blocks, rank=1).at_ratio(self.ratio)
 
 
 @hookimpl

@@ -47,7 +47,7 @@ class BlockShuffle(StructuredGraft):
 
     def structure(self, layer: Layer) -> Structure:
         """As wide inside as the narrower side."""
-        return shuffled(*layer.weights.weight.shape, self.blocks)
+        return shuffled(*layer.shape, self.blocks)
 
     def gentler(self, structure: Structure) -> Structure:
         """Half as many blocks; the same again where there are no two left."""

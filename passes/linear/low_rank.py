@@ -56,7 +56,7 @@ class LowRank(StructuredGraft):
     def structure(self, layer: Layer) -> Structure:
         """One block, of the rank that the options say."""
         weight = layer.weights.weight
-        whole = Structure.of(*weight.shape, 1, 1, rank=1)
+        whole = Structure.of(*layer.shape, 1, 1, rank=1)
         if self.weight_rank is not None:
             return replace(whole, rank=self.weight_rank)
         if self.energy is None:

@@ -52,7 +52,7 @@ class LowRankPlusQuantized(LinearGraft):
         return self._rung(layer, self.bits)
 
     def _rung(self, layer: Layer, bits: int) -> Replacement | str:
-        weights, shape = layer.weights, layer.weights.weight.shape
+        weights, shape = layer.weights, layer.shape
         if self.weight_rank >= min(shape):
             return f"a correction of rank {self.weight_rank} is no less than its weight of {shape[0]} x {shape[1]}"
         form = BlockForm(bits, min(self.group, block_at_least(shape[1])), self.clip, self.symmetric)

@@ -50,7 +50,7 @@ class Monarch(StructuredGraft):
 
     def structure(self, layer: Layer) -> Structure:
         """As many blocks of outputs as of inputs."""
-        return Structure.of(*layer.weights.weight.shape, self.blocks, self.blocks, rank=1).at_ratio(self.ratio)
+        return Structure.of(*layer.shape, self.blocks, self.blocks, rank=1).at_ratio(self.ratio)
 
 
 @hookimpl

@@ -20,7 +20,7 @@ def sites(*names: str) -> list[Site]:
 DECODER = sites(*(f"model.layers.{index}.self_attn" for index in range(12)))
 
 
-def numbers(text: str, found: Sequence[Site] = DECODER) -> list[int]:
+def numbers(text: str, found: Sequence[Site] = DECODER) -> list[int | None]:
     chosen = LayerChoice.parse(text).candidates(found)
     return [number for site, number in zip(found, layer_numbers(found), strict=True) if site in chosen]
 
@@ -60,6 +60,14 @@ def test_all_sites_of_a_layer_go_together() -> None:
     found = sites("h.0.attn.q", "h.0.attn.k", "h.1.attn.q", "h.1.attn.k")
     assert numbers("1", found) == [1, 1]
     assert numbers("every-2nd", found) == [1, 1]
+
+
+def test_a_head_beside_numbered_layers_is_of_none_of_them() -> None:
+    found = sites("layers.0.up", "layers.0.down", "layers.1.up", "layers.1.down", "head")
+    assert numbers("1", found) == [1, 1]
+    assert numbers("every-2nd", found) == [1, 1]
+    assert numbers("not-0", found) == [1, 1, None]
+    assert numbers("head", found) == [None]
 
 
 def test_sites_without_numbers_are_counted() -> None:
