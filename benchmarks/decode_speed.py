@@ -76,6 +76,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--context", type=int, action="append", help="tokens; may be given again")
     parser.add_argument("--tokens", type=int, default=32, help="how many are decoded for one figure")
     parser.add_argument("--rounds", type=int, default=9, help="of decoding; prompts are read in fewer")
+    parser.add_argument("--reads", type=int, help="rounds of reading prompts; fewer for longer ones if left out")
     parser.add_argument("--without", action="append", default=[], metavar="SIDE", help="leave a peer out")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--longest", type=int, default=LONGEST, help="tokens that the peers make room for")
@@ -150,7 +151,7 @@ def _measure(
     started = time.perf_counter()
     reading = {"do": "read", "tokens": prompt}
     writing = {"do": "decode", "from": context, "token": prompt[0], "count": arguments.tokens}
-    read_rounds = max(2, arguments.rounds // (1 + context // 1500))
+    read_rounds = arguments.reads or max(2, arguments.rounds // (1 + context // 1500))
     read = _alternate(sides, reading, read_rounds, warm=context == min(arguments.context))
     wrote = _alternate(sides, writing, arguments.rounds, warm=True)
     console.print(f"{context} tokens: measured in {time.perf_counter() - started:.0f} s")
