@@ -182,7 +182,7 @@ class _Gates(nn.Module):
     ("rows", "biases", "kernels"),
     [
         ((3, 9, 64), True, {"MatMulNBits": 1, "Split": 1, "Tanh": 3}),
-        ((3, 9, 64, 5), False, {"MatMulNBits": 2, "Split": 1, "Tanh": 4}),
+        ((3, 9, 64, 5), False, {"MatMulNBits": 1, "Split": 1, "Tanh": 4}),
         ((64, 64), True, {"MatMulNBits": 2, "Tanh": 2}),
     ],
 )
