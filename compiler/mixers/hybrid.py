@@ -66,7 +66,7 @@ class CausalHybrid(nn.Module):
         positions = positions_of(hidden)
         left = (positions + (1 - self.window.window - self.window.sinks)).unsqueeze(-1)  # tokens that have left
         written = self.mixer.write(hidden, raw_key, with_one(value))
-        line, _ = token_delay(torch.cat(written, -1), None, self.window.window)
+        line, _ = token_delay(torch.cat(written, -1), None, None, self.window.window)
         if self.window.sinks:
             line = line * (left > 0).to(line.dtype)
         delayed = torch.split(line, [one.shape[-1] for one in written], -1)
@@ -123,7 +123,7 @@ class BidirectionalHybrid(nn.Module):
         if back:
             hidden, query, line = hidden.flip(1), query.flip(2), line.flip(1)
         if delay:
-            line, _ = token_delay(line, None, delay)
+            line, _ = token_delay(line, None, None, delay)
         *found, counted = torch.split(line, [*(one.shape[-1] for one in written), 1], -1)
         far, count = mixer.read(hidden, query, found, positions_of(hidden)), counted.cumsum(1)
         return (far.flip(2), count.flip(1)) if back else (far, count)
@@ -139,8 +139,9 @@ class BidirectionalHybrid(nn.Module):
 
 
 def with_one(value: Tensor) -> Tensor:
-    """[..., value_dim] with one more number, which is 1."""
-    return nn.functional.pad(value, (0, 1), value=1.0)
+    """[batch, heads, tokens, value_dim] with one more number, which is 1. Joined as it lies, tokens first."""
+    ones = value.new_ones(value.shape[0], value.shape[2], value.shape[1], 1)  # the same for all layers
+    return torch.cat([value.transpose(1, 2), ones], -1).transpose(1, 2)
 
 
 def positions_of(hidden: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from torch import fx
 
 from compiler.backends.onnx_runtime.graph_writer import DATA_TYPES, MICROSOFT, GraphWriter
 from compiler.backends.onnx_runtime.translations import translates
+from compiler.backends.onnx_runtime.translations.window_places import TurnedSlots
 
 
 @translates("regraft.linear_attention.default")
@@ -56,18 +57,26 @@ def causal_conv(
 
 
 @translates("regraft.token_delay.default")
-def token_delay(w: GraphWriter, node: fx.Node, x: fx.Node, past: fx.Node | None, tokens: int) -> tuple[ir.Value, ...]:
-    """x [batch, tokens, features], past [batch, delay, features]: joined, and split where they met the other way."""
-    count, delay = w.dim_of(x, 1), w.constant([tokens], np.int64)
-    if past is None:
-        sizes = [w.dim_of(x, 0), delay, w.size(x.meta["val"].shape[2])]
+def token_delay(
+    w: GraphWriter, node: fx.Node, x: fx.Node, past: fx.Node | None, past_length: fx.Node | None, tokens: int
+) -> tuple[ir.Value, ...]:
+    """x [batch, tokens, features], past [batch, delay, features]: what new tokens push out is read, then written over.
+
+    The write depends on what was read, so that both may be in the same memory. One token copies one slot, not all.
+    """
+    batch, count = w.dim_of(x, 0), w.dim_of(x, 1)
+    if past is None or past_length is None:
         zero = ir.tensor([0], dtype=DATA_TYPES[x.meta["val"].dtype])
-        before = w.emit("ConstantOfShape", w.emit("Concat", *sizes, axis=0), value=zero)
+        sizes = [batch, w.constant([tokens], np.int64), w.size(x.meta["val"].shape[2])]
+        held = w.emit("ConstantOfShape", w.emit("Concat", *sizes, axis=0), value=zero)
+        none = ir.tensor([0], dtype=DATA_TYPES[torch.int64])
+        length = w.shared(("no length", batch), lambda: w.emit("ConstantOfShape", batch, value=none))
     else:
-        before = w.value(past)
-    lengths = w.shared(("delayed", count, tokens), lambda: w.emit("Concat", count, delay, axis=0))
-    line = w.emit("Concat", before, w.value(x), axis=1)
-    return w.emit_several("Split", line, lengths, outputs=2, axis=1)
+        held, length = w.value(past), w.value(past_length)
+    turned = w.shared(("turned", length, count, tokens), lambda: TurnedSlots.of(w, length, count, tokens))
+    line = w.emit("Concat", w.emit("GatherND", held, turned.read, batch_dims=1), w.value(x), axis=1)
+    output, kept = w.emit_several("Split", line, turned.lengths, outputs=2, axis=1)
+    return output, w.emit("ScatterND", held, turned.written, kept)
 
 
 def _with_state(

@@ -1,7 +1,8 @@
 """Where a window's slots and blocks are, as ONNX arithmetic: the same for all layers, written once for all of them.
 
-Slots are those of regraft::sliding_window_attention: position j in slot j where j < sinks, otherwise in slot
-sinks + (j - sinks) mod window. A `line` is what a layer held and then its new tokens: slots, then tokens.
+A window's are those of regraft::sliding_window_attention: position j in slot j where j < sinks, otherwise in slot
+sinks + (j - sinks) mod window. A `line` is what a layer held and then its new tokens: slots, then tokens. A delay's are
+those of regraft::token_delay: position j in slot j mod delay.
 """
 
 from __future__ import annotations
@@ -128,15 +129,45 @@ class Places:
         return self._count(self.number(0), self.w.emit("Mul", block, blocks), block)
 
     def _count(self, start: ir.Value, stop: ir.Value, step: ir.Value) -> ir.Value:
-        """int64 [n] from sizes, each int64 [1]."""
-        scalars = (self.w.emit("Squeeze", one, self.number(0)) for one in (start, stop, step))
-        return self.w.emit("Range", *scalars)
+        return counted(self.w, start, stop, step)
 
     def _at_least(self, left: ir.Value, right: int) -> ir.Value:
         return self.w.emit("GreaterOrEqual", left, self.number(right))
 
     def _additive(self, seen: ir.Value, dtype: torch.dtype) -> ir.Value:
         return self.w.emit("Where", seen, self.w.tensor(0.0, dtype), self.w.tensor(torch.finfo(dtype).min, dtype))
+
+
+def counted(w: GraphWriter, start: ir.Value, stop: ir.Value, step: ir.Value) -> ir.Value:
+    """int64 [n] from sizes, each int64 [1]."""
+    return w.emit("Range", *(w.emit("Squeeze", one, w.constant([0], np.int64)) for one in (start, stop, step)))
+
+
+@dataclass(frozen=True)
+class TurnedSlots:
+    """What layers need to delay tokens, of which m take and give a slot, all new ones or as many as there are slots.
+
+    `read` int64 [batch, m, 1] are the slots of tokens that come out, `written` [batch, m, 2] rows and slots of tokens
+    that go in, `lengths` [2] how many results there are and how many tokens go in.
+    """
+
+    read: ir.Value
+    written: ir.Value
+    lengths: ir.Value
+
+    @classmethod
+    def of(cls, w: GraphWriter, length: ir.Value, tokens: ir.Value, delay: int) -> Self:
+        """length int64 [batch], tokens int64 [1]."""
+        zero, one, slots = (w.constant([number], np.int64) for number in (0, 1, delay))
+        turning = w.emit("Min", tokens, slots)
+        steps = w.emit("Add", w.emit("Unsqueeze", length, one), counted(w, zero, turning, one))  # [batch, m]
+        behind = w.emit("Add", steps, w.emit("Sub", tokens, turning))
+        read, written = (
+            w.emit("Unsqueeze", w.emit("Mod", at, slots), w.constant([2], np.int64)) for at in (steps, behind)
+        )
+        row = w.emit("Reshape", counted(w, zero, w.emit("Shape", length), one), w.constant([-1, 1, 1], np.int64))
+        rows = w.emit("Expand", row, w.emit("Shape", read))
+        return cls(read, w.emit("Concat", rows, written, axis=2), w.emit("Concat", tokens, turning, axis=0))
 
 
 @dataclass(frozen=True)

@@ -87,12 +87,13 @@ def test_half_precision(dtype: torch.dtype, tolerance: float, tmp_path: Path) ->
 @pytest.mark.parametrize("with_past", [True, False])
 def test_token_delay(with_past: bool, tmp_path: Path) -> None:
     class Delay(nn.Module):
-        def forward(self, x: Tensor, past: Tensor) -> tuple[Tensor, Tensor]:
-            output, present = torch.ops.regraft.token_delay(x, past if with_past else None, 4)
-            return output + past.sum(), present
+        def forward(self, x: Tensor, past: Tensor, length: Tensor) -> tuple[Tensor, Tensor]:
+            held = (past, length) if with_past else (None, None)
+            output, present = torch.ops.regraft.token_delay(x, *held, 4)
+            return output + past.sum() + length.sum(), present
 
-    given = {"x": torch.randn(2, 7, 3), "past": torch.randn(2, 4, 3)}
-    dynamic = {"x": {0: "batch", 1: "tokens"}, "past": {0: "batch"}}
+    given = {"x": torch.randn(2, 7, 3), "past": torch.randn(2, 4, 3), "length": torch.tensor([0, 5])}
+    dynamic = {"x": {0: "batch", 1: "tokens"}, "past": {0: "batch"}, "length": {0: "batch"}}
     lowered = LoweredProgram(capture(Delay(), given, source="test", dynamic=dynamic), tmp_path)
     for tokens in (1, 4, 9):
-        assert lowered.largest_error(torch.randn(3, tokens, 3), torch.randn(3, 4, 3)) < 1e-5
+        assert lowered.largest_error(torch.randn(3, tokens, 3), torch.randn(3, 4, 3), LENGTHS) < 1e-5

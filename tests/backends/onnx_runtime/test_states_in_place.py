@@ -56,7 +56,8 @@ class Delay(nn.Module):
     shapes: ClassVar[dict[str, tuple[int, ...]]] = {"past_state": (5, HEADS * WIDTH)}
 
     def forward(self, x: Tensor, past_state: Tensor) -> tuple[Tensor, ...]:
-        return tuple(ops.token_delay(x, past_state, 5))
+        length = past_state[:, 0, 0].abs().mul(9).long()
+        return tuple(ops.token_delay(x, past_state, length, 5))
 
 
 @pytest.mark.parametrize("form", [Window, Recurrence, Convolution, Delay])
