@@ -2,6 +2,7 @@
 
     {"do": "read", "tokens": [...]}                 ->  {"seconds": ...}   forgets all and reads a prompt
     {"do": "decode", "at": 32768, "count": 32}      ->  {"seconds": ...}   writes so many tokens behind a context
+    {"do": "write", "count": 32}                    ->  {"seconds": ..., "scores": [...]}   writes behind what is there
     {"do": "memory"}                                ->  {"resident_bytes": ..., "state_bytes": ..., "version": "..."}
 
 A context to decode behind need not be read: time depends on its length alone, so the states are filled with numbers.
@@ -50,14 +51,21 @@ def _answer(command: dict[str, Any], decoder: Decoder) -> dict[str, Any]:
         started = time.perf_counter()
         decoder.prefill(0, command["tokens"]).argmax()
         return {"seconds": time.perf_counter() - started}
-    stand_behind(decoder, command["at"], command["count"] + WARM_UP)
+    if command["do"] == "decode":
+        stand_behind(decoder, command["at"], command["count"] + WARM_UP)
     token = 1
     for _ in range(WARM_UP):
         token = int(decoder.decode([token])[0].argmax())
     started = time.perf_counter()
     for _ in range(command["count"]):
         token = int(decoder.decode([token])[0].argmax())
-    return {"seconds": time.perf_counter() - started}
+    return {"seconds": time.perf_counter() - started, "scores": router_scores(decoder)}
+
+
+def router_scores(decoder: Decoder) -> list[float]:
+    """Of row 0, by routed layer: above 0 where it attends to all tokens. A router's state ends with its score."""
+    rows = (state.array[0] for state in decoder._buffers.states if state.room is None)
+    return [float(row[-1]) for row in rows if row.ndim == 1]
 
 
 def stand_behind(decoder: Decoder, context: int, room: int) -> None:

@@ -24,14 +24,13 @@ from typing import Any
 import numpy as np
 from held_out_text import TextFolder, held_out_windows
 from minilm_int8 import processor
-from quality_figures import Logits, SideFigures, add_window, artifact_logits, transformers_logits
+from quality_figures import Logits, SideFigures, add_window, artifact_logits, drawn_recalls, transformers_logits
 from rich.console import Console
 
-from compiler.evidence.probes.recall import Recall, RecallProbe, recall_score
+from compiler.evidence.probes.recall import RecallProbe, recall_score
 
 HERE = Path(__file__).resolve().parent
 WINDOW = 512
-FIRST_SEED = 1000
 PROBES = ("copying", "needle", "associative-recall", "joint-recall")
 ORIGINAL = "transformers float32"
 
@@ -83,11 +82,7 @@ def _recalled(
     for probe_name in PROBES:
         probe = registry.probes()[probe_name]()
         assert isinstance(probe, RecallProbe)
-        drawn: list[Recall] = []
-        seed = FIRST_SEED
-        while sum(len(one.answers) for one in drawn) < arguments.answers:
-            drawn += probe.drawn(program, seed)
-            seed += 1
+        drawn = drawn_recalls(program, probe, arguments.answers)
         count = sum(len(one.answers) for one in drawn)
         for name, run in sides.items():
             score = recall_score(drawn, (run(one.tokens.numpy().astype(np.int64)) for one in drawn))

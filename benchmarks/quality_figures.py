@@ -7,13 +7,20 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from compiler.evidence.probes.recall import REACH, Recall, RecallProbe
+
+if TYPE_CHECKING:
+    from compiler.program import Program
+
 ROWS_AT_ONCE = 64
+FIRST_SEED = 1000
+"""Of those that no compile uses."""
 
 Logits = Callable[[np.ndarray], Tensor]
 """From token ids [tokens] to logits [tokens, vocabulary]."""
@@ -105,3 +112,13 @@ def _inputs(manifest: Any, tokens: np.ndarray) -> Iterator[tuple[str, np.ndarray
             yield spec.name, given[spec.name].astype(spec.dtype)
         else:
             yield spec.name, np.zeros([d if isinstance(d, int) else sizes[d] for d in spec.shape], spec.dtype)
+
+
+def drawn_recalls(program: Program, probe: RecallProbe, answers: int, reach: int = REACH) -> list[Recall]:
+    """Questions that no compile uses, so many answers at least, which ask `reach` tokens back."""
+    drawn: list[Recall] = []
+    seed = FIRST_SEED
+    while sum(len(one.answers) for one in drawn) < answers:
+        drawn += probe.drawn(program, seed, reach=reach)
+        seed += 1
+    return drawn

@@ -74,14 +74,17 @@ def routed_attention(
         return output, key.clone(), value.clone()
     given = (query, key, value, score, past_key, past_value, past_length, total_sequence_length)
     output, keys, values = routed_attention_reference(*given, window, sinks, first, scale)
-    return output.contiguous(), *((keys, values) if past_key is not None else (key.clone(), value.clone()))
+    if past_key is None:
+        keys, values = key.clone(), value.clone()
+    return output.contiguous(), keys, values
 
 
 def _near(
     query: Tensor, key: Tensor, value: Tensor, window: int, sinks: int, first: int, scale: float
 ) -> Tensor:  # fmt: skip
-    leading = [one[:, :, :first] for one in (query, key, value)]
-    lead = torch.nn.functional.scaled_dot_product_attention(*leading, is_causal=True, scale=scale, enable_gqa=True)
+    lead = torch.nn.functional.scaled_dot_product_attention(
+        query[:, :, :first], key[:, :, :first], value[:, :, :first], is_causal=True, scale=scale, enable_gqa=True
+    )
     rest = sliding_window_attention_in_blocks(query, key, value, None, None, None, window, sinks, scale)[0]
     return torch.cat([lead, rest[:, :, first:]], 2)
 
@@ -93,7 +96,8 @@ def _(
 ) -> Results:  # fmt: skip
     _check(query, key, value, score, past_key, past_value, past_length, None, window, sinks, first)
     held = (key, value) if past_key is None or past_value is None else (past_key, past_value)
-    return query.new_empty(query.shape), *(one.new_empty(one.shape) for one in held)
+    present_key, present_value = (one.new_empty(one.shape) for one in held)
+    return query.new_empty(query.shape), present_key, present_value
 
 
 def _check(

@@ -5,26 +5,21 @@ from __future__ import annotations
 import functools
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import zoo
 from decoding_checks import Decoder, Run, passed, run_onnx, run_program
+from given_routers import GivenRouters
 from rewrite_checks import context_of
 from torch import Tensor
 
 from compiler.backends.onnx_runtime import OnnxRuntime
 from compiler.grafting import apply_graft
-from compiler.passes.attention.route_attention import RouteAttention
-from compiler.passes.attention.routing.routed_attention import RoutedAttention, Router
 from compiler.program import Program
-from compiler.rewriting import PassContext, Replacement
-from compiler.sites import Site
 from compiler.states import BATCH, CAPACITY, KEPT_POSITIONS, MASK, TOKENS
 from compiler.target import Target
 
@@ -40,21 +35,6 @@ PIECES = {
 }
 ROUTERS = {"all": 1e3, "near": -1e3, "own": 0.0}
 """What is added to the scores of routers with random weights."""
-
-
-@dataclass(frozen=True)
-class GivenRouters(RouteAttention):
-    """Routers that nothing was learned for."""
-
-    name: ClassVar[str] = "given-routers"
-    offset: float = 0.0
-
-    def propose_all(self, sites: Sequence[Site], program: Program, context: PassContext) -> Iterator[Replacement]:
-        generator = torch.Generator().manual_seed(6)
-        for site in sites:
-            weight = torch.randn(2 * int(site.bindings["hidden_width"]), generator=generator)
-            router = Router(weight, torch.tensor(self.offset))
-            yield Replacement(RoutedAttention(site, self.window, self.sinks, self.context, router), "given")
 
 
 @functools.cache

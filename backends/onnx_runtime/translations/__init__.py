@@ -63,6 +63,7 @@ def load_all() -> dict[str, Translation]:
         casts,
         channels,
         comparison,
+        context_score,
         control_flow,
         convolution,
         creation,

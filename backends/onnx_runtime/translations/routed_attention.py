@@ -1,8 +1,7 @@
 """Routed attention as If: a call runs attention to all tokens, or windows, or both where its tokens differ.
 
 Both write the same buffers, in place where past and present are bound to the same memory: what a window reads of the
-past lies before the places that either writes. A router's arithmetic stands behind an If too, so that a call behind
-the tokens that it reads only hands its state on.
+past lies before the places that either writes.
 """
 
 from __future__ import annotations
@@ -18,101 +17,11 @@ from torch import fx
 from compiler.backends.onnx_runtime.graph_writer import MICROSOFT, GraphWriter
 from compiler.backends.onnx_runtime.translations import translates
 from compiler.backends.onnx_runtime.translations.cached_attention import refuse_head_dim
+from compiler.backends.onnx_runtime.translations.context_score import branch
 from compiler.backends.onnx_runtime.translations.served_types import refuse_double
 from compiler.backends.onnx_runtime.translations.shapes import shape_of
 from compiler.backends.onnx_runtime.translations.sliding_window import COMPUTED, WindowForms, WindowLayer, window_forms
 from compiler.backends.onnx_runtime.translations.window_places import Places
-
-
-@translates("regraft.context_score.default")
-def context_score(
-    w: GraphWriter,
-    node: fx.Node,
-    hidden: fx.Node,
-    weight: fx.Node,
-    bias: fx.Node,
-    past_state: fx.Node | None,
-    past_length: fx.Node | None,
-    first: int,
-) -> tuple[ir.Value, ...]:
-    """hidden [batch, tokens, width]."""
-    refuse_double(hidden, "scores of contexts")
-    x, factors, offset = (w.tensor(one, COMPUTED) for one in (hidden, weight, bias))
-    width, tokens = int(shape_of(hidden)[2]), w.dim_of(hidden, 1)
-    score = _Score(w, x, factors, offset, width, tokens, first)
-    if past_state is None or past_length is None:
-        return score.of_start()
-    state, length = w.tensor(past_state, COMPUTED), w.value(past_length)
-    settled = w.shared(
-        ("settled", length, first),
-        lambda: w.emit("GreaterOrEqual", w.emit("ReduceMin", length, keepdims=0), w.constant(first, np.int64)),
-    )
-    is_read, count = w.shared(("read first", length, tokens, first), lambda: _read(w, length, tokens, first))
-    return w.emit_several(
-        "If",
-        settled,
-        outputs=2,
-        then_branch=_graph(w, f"{node.name}.settled", lambda: (score.held(state), state)),
-        else_branch=_graph(w, f"{node.name}.read", lambda: score.after(state, length, is_read, count)),
-    )
-
-
-def _read(w: GraphWriter, length: ir.Value, tokens: ir.Value, first: int) -> tuple[ir.Value, ir.Value]:
-    """bool [batch, tokens, 1]: which new tokens are among the first; float [batch, 1]: how many of those there are."""
-    starts = w.emit("Unsqueeze", length, w.constant([1, 2], np.int64))
-    steps = w.emit("Range", w.constant(0, np.int64), w.emit("Squeeze", tokens), w.constant(1, np.int64))
-    positions = w.emit("Add", starts, w.emit("Unsqueeze", steps, w.constant([1], np.int64)))
-    is_read = w.emit("Less", positions, w.constant(first, np.int64))
-    count = w.emit("Min", w.emit("Add", length, tokens), w.constant([first], np.int64))
-    return is_read, w.cast(w.emit("Unsqueeze", count, w.constant([1], np.int64)), COMPUTED)
-
-
-@dataclass(frozen=True)
-class _Score:
-    """One router's call, as ONNX values. Methods give the score [batch] and the next state."""
-
-    w: GraphWriter
-    x: ir.Value
-    weight: ir.Value
-    bias: ir.Value
-    width: int
-    tokens: ir.Value
-    first: int
-
-    def of_start(self) -> tuple[ir.Value, ...]:
-        """Of sequences from their start."""
-        w, axis = self.w, self.w.constant([1], np.int64)
-        x = w.emit("Slice", self.x, w.constant([0], np.int64), w.constant([self.first], np.int64), axis)
-        count = w.cast(w.emit("Min", self.tokens, w.constant([self.first], np.int64)), COMPUTED)
-        return self._joined(*(w.emit(op, x, axis, keepdims=0) for op in ("ReduceSum", "ReduceMax")), count)
-
-    def after(self, state: ir.Value, length: ir.Value, is_read: ir.Value, count: ir.Value) -> tuple[ir.Value, ...]:
-        """Behind what a state holds."""
-        w, axis = self.w, self.w.constant([1], np.int64)
-        lowest = w.constant(np.finfo(np.float32).min, np.float32)
-        total, highest, score = w.emit_several(
-            "Split", state, w.constant([self.width, self.width, 1], np.int64), outputs=3, axis=1
-        )
-        added = w.emit("ReduceSum", w.emit("Where", is_read, self.x, w.constant(0, np.float32)), axis, keepdims=0)
-        fresh = w.emit("Unsqueeze", w.emit("Equal", length, w.constant(0, np.int64)), axis)
-        before = w.emit("Where", fresh, lowest, highest)
-        seen = w.emit("ReduceMax", w.emit("Where", is_read, self.x, lowest), axis, keepdims=0)
-        found, present = self._joined(w.emit("Add", total, added), w.emit("Max", before, seen), count)
-        settled = w.emit("GreaterOrEqual", length, w.constant(self.first, np.int64))
-        score = w.emit("Where", settled, w.emit("Squeeze", score, axis), found)
-        parts = w.emit("Slice", present, w.constant([0], np.int64), w.constant([2 * self.width], np.int64), axis)
-        return score, w.emit("Concat", parts, w.emit("Unsqueeze", score, axis), axis=1)
-
-    def held(self, state: ir.Value) -> ir.Value:
-        """The score in a state."""
-        return self.w.emit("Gather", state, self.w.constant(2 * self.width, np.int64), axis=1)
-
-    def _joined(self, total: ir.Value, highest: ir.Value, count: ir.Value) -> tuple[ir.Value, ir.Value]:
-        w = self.w
-        pooled = w.emit("Concat", w.emit("Div", total, count), highest, axis=1)
-        score = w.emit("Add", w.emit("MatMul", pooled, self.weight), self.bias)
-        column = w.emit("Unsqueeze", score, w.constant([1], np.int64))
-        return score, w.emit("Concat", total, highest, column, axis=1)
 
 
 @translates("regraft.routed_attention.default")
@@ -147,10 +56,9 @@ def routed_attention(
         length = w.shared(("no length", sizes[0]), lambda: _no_length(w, sizes[0]))
         near = WindowLayer(w, q, k, v, empty, empty, kv_heads, repeats, head_dim, float(scale))
         forms = window_forms(near, length, tokens, window, sinks, from_start=True)
-        return _whole(w, node, near, forms, w.value(score), length, tokens, first), k, v
+        return _as_declared(w, node, (_whole(w, node, near, forms, w.value(score), length, tokens, first), k, v))
     refuse_head_dim(head_dim, node)
-    length = w.value(past_length)
-    held = tuple(w.tensor(one, COMPUTED) for one in (past_key, past_value))
+    length, held = w.value(past_length), (w.tensor(past_key, COMPUTED), w.tensor(past_value, COMPUTED))
     near = WindowLayer(w, q, k, v, *held, kv_heads, repeats, head_dim, float(scale))
     forms = window_forms(near, length, tokens, window, sinks, from_start=False)
     total = w.size(total_sequence_length)
@@ -159,6 +67,10 @@ def routed_attention(
         lambda: _CachePlaces.of(Places(w, length, tokens, window, sinks), kv_heads, w.dim_of(past_key, 2), total),
     )
     made = _Cached(w, near, forms, places).routed(node.name, _choice(w, w.value(score), length, tokens, first))
+    return _as_declared(w, node, made)
+
+
+def _as_declared(w: GraphWriter, node: fx.Node, made: tuple[ir.Value, ...]) -> tuple[ir.Value, ...]:
     dtypes = [one.dtype for one in node.meta["val"]]
     return tuple(one if dtype == COMPUTED else w.cast(one, dtype) for one, dtype in zip(made, dtypes, strict=True))
 
@@ -231,8 +143,8 @@ def _whole(
         return w.emit(
             "If",
             alone,
-            then_branch=_graph(w, f"{node.name}.all", lambda: (all_tokens(near.query, near.key, near.value),)),
-            else_branch=_graph(w, f"{node.name}.both", lambda: (both(),)),
+            then_branch=branch(w, f"{node.name}.all", lambda: (all_tokens(near.query, near.key, near.value),)),
+            else_branch=branch(w, f"{node.name}.both", lambda: (both(),)),
         )
 
     is_short = w.shared(
@@ -243,8 +155,8 @@ def _whole(
     return w.emit(
         "If",
         w.emit("Or", asked, is_short),
-        then_branch=_graph(w, f"{node.name}.some", lambda: (some(),)),
-        else_branch=_graph(w, f"{node.name}.windows", lambda: (windows(),)),
+        then_branch=branch(w, f"{node.name}.some", lambda: (some(),)),
+        else_branch=branch(w, f"{node.name}.windows", lambda: (windows(),)),
     )
 
 
@@ -325,16 +237,16 @@ class _Cached:
                 "If",
                 choice.some_near(),
                 outputs=3,
-                then_branch=_graph(w, f"{name}.both", lambda: self.both(name, choice)),
-                else_branch=_graph(w, f"{name}.all", self.all_tokens),
+                then_branch=branch(w, f"{name}.both", lambda: self.both(name, choice)),
+                else_branch=branch(w, f"{name}.all", self.all_tokens),
             )
 
         return w.emit_several(
             "If",
             choice.some_all,
             outputs=3,
-            then_branch=_graph(w, f"{name}.some", some),
-            else_branch=_graph(w, f"{name}.windows", lambda: self.windows(name)),
+            then_branch=branch(w, f"{name}.some", some),
+            else_branch=branch(w, f"{name}.windows", lambda: self.windows(name)),
         )
 
     def all_tokens(self) -> tuple[ir.Value, ...]:
@@ -380,13 +292,6 @@ class _Cached:
         )
         past_key, past_value = held
         return replace(self.near, past_key=past_key, past_value=past_value).computed(name, self.forms)[0]
-
-
-def _graph(w: GraphWriter, name: str, make: Callable[[], tuple[ir.Value, ...]]) -> ir.Graph:
-    """What `make` writes, as a graph of its own."""
-    with w.body() as nodes:
-        outputs = w.body_outputs(make(), nodes)
-        return ir.Graph([], outputs, nodes=nodes, name=name)
 
 
 def _no_length(w: GraphWriter, batch: ir.Value) -> ir.Value:
