@@ -1,4 +1,4 @@
-"""Who reads a stored weight, and whether it may change: a tied weight has several readers, at times of several names."""
+"""Who reads a stored weight, and whether it may change: a tied weight has several readers, often several names."""
 
 from __future__ import annotations
 

@@ -85,7 +85,7 @@ class DeltaRuleMixer(AssociativeMixer):
     """
 
     update_rule = "gated_delta"
-    takes = ("heads", "negative_eigenvalues")
+    takes: ClassVar[tuple[str, ...]] = ("heads", "negative_eigenvalues")
 
     def __init__(self, sizes: MixerSizes, options: MixerOptions) -> None:
         super().__init__(sizes, options)

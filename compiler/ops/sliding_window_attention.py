@@ -152,9 +152,7 @@ def _laid_out(
     key: Tensor, value: Tensor, past_key: Tensor, past_value: Tensor, length: Tensor, window: int, sinks: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Keys and values as the blocks see them, and the next state. Differentiable."""
-    keys, values = (
-        _blocks(past, new, length, window, sinks) for past, new in ((past_key, key), (past_value, value))
-    )
+    keys, values = (_blocks(past, new, length, window, sinks) for past, new in ((past_key, key), (past_value, value)))
     kept = _kept(length, key.shape[2], window, sinks)[:, None, :, None]
     present_key, present_value = (
         torch.cat([past, new], 2).gather(2, kept.expand(past.shape))
@@ -242,7 +240,7 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: Results) -> None:
 def _backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
     """With weights P = exp(scores - log_sum_exp) and gradients dO and dL of the output and of log_sum_exp,
 
-        dV = P^T dO    dscores = P * (dO V^T - rowsum(dO * O) + dL)    dQ = scale dscores K    dK = scale dscores^T Q
+    dV = P^T dO    dscores = P * (dO V^T - rowsum(dO * O) + dL)    dQ = scale dscores K    dK = scale dscores^T Q
     """
     query, key, value, past_key, past_value, past_length, output, sums = ctx.saved_tensors
     window, sinks, scale = ctx.settings
