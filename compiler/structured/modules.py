@@ -33,8 +33,8 @@ class StructuredLinear(nn.Module):
 
     By blocks first_factor[i] is [out_blocks * rank, in_i], second_factor[j] [out_j, in_blocks * rank], biases[j]
     [out_j]. Batched each list holds one tensor: first [in_blocks, in_i, out_blocks * rank], second [out_blocks,
-    in_blocks * rank, out_j], bias [out]. Between `learn` and `settle` factors are stored at a root mean square of 1, so
-    that one step of training moves each by the same part.
+    in_blocks * rank, out_j], bias [out]. Between `learn` and `settle` factors are stored at a root mean square of
+    LEARNING_SIZE, so that one step of training moves each by the same part.
     """
 
     def __init__(self, factors: Factors, bias: Tensor | None, dtype: torch.dtype, batched: bool | None = None) -> None:

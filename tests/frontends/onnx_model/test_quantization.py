@@ -17,7 +17,7 @@ from compiler.errors import CompilerError
 from compiler.frontends.onnx_model.model_file import prepared
 from compiler.frontends.onnx_model.reading import program_from_onnx
 from compiler.program import Dimension, Program
-from tests.backends.onnx_runtime.lowered_program import LoweredProgram
+from tests.lowered_program import LoweredProgram
 
 Array = np.ndarray[Any, Any]
 MICROSOFT = "com.microsoft"

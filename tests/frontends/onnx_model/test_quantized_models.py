@@ -24,8 +24,8 @@ from compiler.passes.quantize import Quantize
 from compiler.pipeline import Pipeline
 from compiler.program import Dimension, Program
 from compiler.sites import Site, find_sites
-from tests.backends.onnx_runtime.lowered_program import LoweredProgram
 from tests.frontends.onnx_model.quantized_by_onnxruntime import FORMS, images, quantized
+from tests.lowered_program import LoweredProgram
 from tests.rewrite_checks import captured, context_of
 
 LARGEST_GROWTH = 1.05
