@@ -68,7 +68,6 @@ def _compare(arguments: argparse.Namespace, console: Console) -> list[dict[str, 
     decoder = Decoder.open(arguments.artifact, 1, arguments.threads)
     rows = []
     for prompt in PROMPTS:
-        console.print(f"[dim]{prompt[:60]!r}[/]")
         ids: list[int] = tokenizer(prompt)["input_ids"]
         with torch.inference_mode():
             written = model.generate(
@@ -76,6 +75,7 @@ def _compare(arguments: argparse.Namespace, console: Console) -> list[dict[str, 
             )[0, len(ids) :].tolist()
         ours = _written(decoder, ids, arguments.tokens)
         equal = next((i for i, pair in enumerate(zip(ours, written, strict=True)) if pair[0] != pair[1]), len(ours))
+        console.print(f"{prompt[:60]!r}: {equal} of {arguments.tokens} tokens equal", markup=False)
         rows.append(
             {"prompt": prompt, "equal_tokens": equal, "gap": _gap(model, ids + written[:equal], equal, written)}
         )
