@@ -29,6 +29,12 @@ def codes(*shape: int, dtype: type = np.uint8) -> Array:
     return GENERATOR.integers(info.min, info.max + 1, shape).astype(dtype)
 
 
+@pytest.fixture(autouse=True)
+def same_draws() -> None:
+    """Every test draws the same numbers, whichever ran before it in its process."""
+    GENERATOR.bit_generator.state = np.random.default_rng(0).bit_generator.state
+
+
 def scale(value: float) -> Array:
     return np.float32(value)  # type: ignore[return-value]
 
@@ -126,7 +132,9 @@ def test_gemm_of_codes(quantized_output: bool) -> None:
     stored = {name: one for name, one in stored.items() if name in names}
     node = helper.make_node("QGemm", names, ["out"], domain=MICROSOFT, transB=1, alpha=1.0)
     ours, theirs = both([node], {"x": codes(5, 9)}, stored)  # type: ignore[arg-type]
-    np.testing.assert_allclose(ours.astype(float), theirs.astype(float), rtol=1e-6, atol=1 if quantized_output else 0)
+    rounding = 1e-6 * np.abs(theirs.astype(float)).max()  # of float sums, whose terms cancel in some places
+    atol = 1 if quantized_output else rounding
+    np.testing.assert_allclose(ours.astype(float), theirs.astype(float), rtol=1e-6, atol=atol)
 
 
 def dynamic_nodes() -> list[onnx.NodeProto]:
@@ -221,7 +229,8 @@ def test_a_rounding_passes_gradients() -> None:
     leaf = torch.from_numpy(x).requires_grad_()
     program.graph_module(leaf)[0].sum().backward()
     assert leaf.grad is not None
-    assert leaf.grad.tolist() == torch.ones(6, 2).tolist()
+    inside = (np.rint(x / 0.02) >= -120) & (np.rint(x / 0.02) <= 255 - 120)
+    assert leaf.grad.tolist() == inside.astype(float).tolist()
 
 
 @pytest.mark.parametrize(
