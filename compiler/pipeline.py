@@ -92,9 +92,7 @@ class Pipeline:
                 self.hooks.after_pass(name=one.name, program=program, result=result)
         return program, before, records
 
-    def take_evidence(
-        self, program: Program, reference: Reference, started: float, what: str = "the model"
-    ) -> Evidence:
+    def take_evidence(self, program: Program, reference: Reference, started: float, what: str) -> Evidence:
         """Fidelity to `reference` on the scoring data, cost, and the scores of every probe that applies."""
         data, progress = self.context.data, self.context.progress
         progress(f"scoring {what}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from rewrite_checks import context_of
 from torch import Tensor
@@ -15,6 +16,7 @@ from compiler.program import Program
 from compiler.recipe import build_passes, parse_passes
 from compiler.registry import Registry
 from compiler.rewriting import Graft, Rewrite
+from compiler.runtime.generation import decoder as runtime
 from compiler.states import BATCH, CAPACITY, KEPT_POSITIONS, MASK, TOKENS
 from compiler.target import Target
 
@@ -87,3 +89,37 @@ class Decoder:
         for past, present in self.presents.items():
             self.states[past][chosen] = found[present]
         return found["logits"]
+
+
+def assert_decodes_greedily(folder: Path, model: Program, vocabulary: int, new_tokens: int = 20) -> None:
+    """Rows of a decoder, which read prompts of 5, 95 and 185 tokens, write what `model` finds likeliest after each."""
+
+    def expected(prompt: list[int], chosen: list[int]) -> list[int]:
+        """The likeliest token after the prompt and after each of `chosen` but the last."""
+        text = torch.tensor([prompt + chosen[:-1]])
+        logits = model.run(*(text, torch.ones_like(text))[: len(model.inputs)])[0]
+        return logits[0, len(prompt) - 1 :].argmax(-1).tolist()
+
+    prompts = [np.random.default_rng(seed).integers(0, vocabulary, 5 + 90 * seed).tolist() for seed in range(3)]
+    decoder = runtime.Decoder.open(folder, rows=len(prompts), threads=1)
+    assert decoder.recurrent
+    decoder.prefill(1, prompts[2])
+    decoder.clear(1)  # what another text left in the states is gone
+    found = [[int(decoder.prefill(row, prompt).argmax())] for row, prompt in enumerate(prompts)]
+    for _ in range(new_tokens - 1):
+        for tokens, logits in zip(found, decoder.decode([tokens[-1] for tokens in found]), strict=True):
+            tokens.append(int(logits.argmax()))
+    assert found == [expected(prompt, tokens) for prompt, tokens in zip(prompts, found, strict=True)]
+
+
+def saved_llama(folder: Path, vocabulary: int) -> str:
+    """A small llama with random weights, which stands in `folder` then."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=vocabulary, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=16, max_position_embeddings=512, initializer_range=0.3, eos_token_id=None,
+    )  # fmt: skip
+    LlamaForCausalLM(config).eval().save_pretrained(folder)
+    return str(folder)

@@ -45,6 +45,8 @@ DATA_TYPES = {
     torch.float8_e8m0fnu: ir.DataType.FLOAT8E8M0,
     torch.bool: ir.DataType.BOOL,
 }
+Branch = tuple[str, Callable[[], Sequence[ir.Value]]]
+"""The name of a graph of its own, and what writes it."""
 UNSATURATED = (torch.float8_e4m3fnuz, torch.float8_e5m2, torch.float8_e5m2fnuz, torch.float8_e8m0fnu)
 """What is too large for them torch makes infinite or no number; ONNX says by default the largest number."""
 NOT_IN_NUMPY = (torch.bfloat16, torch.float8_e4m3fn, *UNSATURATED)
@@ -130,6 +132,16 @@ class GraphWriter:
                 value.dtype, value.shape = inner.dtype, inner.shape
             outputs.append(value)
         return outputs
+
+    def choose(self, condition: ir.Value, outputs: int, then: Branch, otherwise: Branch) -> tuple[ir.Value, ...]:
+        """What the branch that is run gives: ONNX If. Both are graphs of their own, which see what was made before."""
+        branches = {"then_branch": self._branch(*then), "else_branch": self._branch(*otherwise)}
+        return self.emit_several("If", condition, outputs=outputs, **branches)
+
+    def _branch(self, name: str, make: Callable[[], Sequence[ir.Value]]) -> ir.Graph:
+        with self.body() as nodes:
+            outputs = self.body_outputs(make(), nodes)
+            return ir.Graph([], outputs, nodes=nodes, name=name)
 
     def shared(self, key: tuple[Any, ...], make: Callable[[], Any]) -> Any:
         """What `make` made the first time it was asked for under `key`."""

@@ -27,6 +27,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from compiler.ops.recurrence import differentiated
+from compiler.ops.sliding_window_attention import check_window
 
 SCHEMA = (
     "(Tensor query, Tensor key, Tensor value, Tensor? mask, int window, int sinks, float scale) "
@@ -108,7 +109,7 @@ def bidirectional_window_attention(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, window: int, sinks: int, scale: float
 ) -> tuple[Tensor, Tensor]:
     """Attention as the module's docstring defines it. Raises ValueError for inputs that do not fit."""
-    _check(query, key, value, window, sinks)
+    check_window(query, key, value, window, sinks)
     output, sums = _chosen(query, key, value, mask, window, sinks, scale)
     return output.contiguous(), sums.contiguous()
 
@@ -117,18 +118,9 @@ def bidirectional_window_attention(
 def _(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, window: int, sinks: int, scale: float
 ) -> tuple[Tensor, Tensor]:
-    _check(query, key, value, window, sinks)
+    check_window(query, key, value, window, sinks)
     precise = torch.promote_types(query.dtype, torch.float32)
     return query.new_empty(query.shape), query.new_empty(query.shape[:3], dtype=precise)
-
-
-def _check(query: Tensor, key: Tensor, value: Tensor, window: int, sinks: int) -> None:
-    if window < 1 or sinks < 0:
-        raise ValueError(f"a window of {window} tokens and {sinks} sinks: at least 1 and 0 are possible")
-    if query.shape[1] % key.shape[1]:
-        raise ValueError(f"{query.shape[1]} query heads cannot share {key.shape[1]} key heads")
-    if key.shape != value.shape or query.shape[2:] != key.shape[2:]:
-        raise ValueError(f"query {query.shape}, key {key.shape} and value {value.shape} do not fit")
 
 
 def _save_inputs(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from compiler.ops.recurrence import differentiated
-from compiler.ops.sliding_window_attention import sliding_window_attention_in_blocks
+from compiler.ops.sliding_window_attention import check_past, check_window, sliding_window_attention_in_blocks
 
 SCHEMA = (
     "(Tensor query, Tensor key, Tensor value, Tensor score, Tensor? past_key, Tensor? past_value, "
@@ -104,19 +104,12 @@ def _check(
     query: Tensor, key: Tensor, value: Tensor, score: Tensor, past_key: Tensor | None, past_value: Tensor | None,
     past_length: Tensor | None, total: int | None, window: int, sinks: int, first: int,
 ) -> None:  # fmt: skip
-    if window < 1 or sinks < 0 or first < 1:
-        raise ValueError(
-            f"a window of {window} tokens, {sinks} sinks and {first} first tokens: at least 1, 0 and 1 are possible"
-        )
-    if query.shape[1] % key.shape[1]:
-        raise ValueError(f"{query.shape[1]} query heads cannot share {key.shape[1]} key heads")
-    if key.shape != value.shape or query.shape[2:] != key.shape[2:]:
-        raise ValueError(f"query {query.shape}, key {key.shape} and value {value.shape} do not fit")
+    check_window(query, key, value, window, sinks)
+    check_past(past_key, past_value, past_length)
+    if first < 1:
+        raise ValueError(f"{first} first tokens: at least 1 is possible")
     if score.dim() != 1:
         raise ValueError(f"score {tuple(score.shape)} is not [batch]")
-    past = (past_key, past_value, past_length)
-    if any(one is None for one in past) and not all(one is None for one in past):
-        raise ValueError("past_key, past_value and past_length come together")
     if past_key is not None and total is not None and total > past_key.shape[2]:
         raise ValueError(f"{total} keys do not fit into buffers for {past_key.shape[2]}")
 

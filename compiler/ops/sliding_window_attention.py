@@ -118,19 +118,28 @@ def _(
     )
 
 
-def _check(
-    query: Tensor, key: Tensor, value: Tensor, past_key: Tensor | None, past_value: Tensor | None,
-    past_length: Tensor | None, window: int, sinks: int,
-) -> None:  # fmt: skip
+def check_window(query: Tensor, key: Tensor, value: Tensor, window: int, sinks: int) -> None:
+    """Raises ValueError where queries cannot attend to these keys through a window."""
     if window < 1 or sinks < 0:
         raise ValueError(f"a window of {window} tokens and {sinks} sinks: at least 1 and 0 are possible")
     if query.shape[1] % key.shape[1]:
         raise ValueError(f"{query.shape[1]} query heads cannot share {key.shape[1]} key heads")
     if key.shape != value.shape or query.shape[2:] != key.shape[2:]:
         raise ValueError(f"query {query.shape}, key {key.shape} and value {value.shape} do not fit")
-    past = (past_key, past_value, past_length)
+
+
+def check_past(*past: Tensor | None) -> None:
+    """Raises ValueError where some of past_key, past_value and past_length are given and others are not."""
     if any(one is None for one in past) and not all(one is None for one in past):
         raise ValueError("past_key, past_value and past_length come together")
+
+
+def _check(
+    query: Tensor, key: Tensor, value: Tensor, past_key: Tensor | None, past_value: Tensor | None,
+    past_length: Tensor | None, window: int, sinks: int,
+) -> None:  # fmt: skip
+    check_window(query, key, value, window, sinks)
+    check_past(past_key, past_value, past_length)
     for name, one in (("past_key", past_key), ("past_value", past_value)):
         wanted = (key.shape[1], sinks + window, key.shape[3])
         if one is not None and one.shape[1:] != wanted:

@@ -7,14 +7,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
-from torch import nn
-
 from compiler.rewriting import Graft, PassContext, Replacement
 from compiler.selection.layer_choice import ChoosesLayers
 from compiler.sites import Refusal, Site
 from compiler.structured.linear_layers import Layer, Layers, too_large, unfit
-from compiler.structured.modules import StructuredLinear, has_even_blocks
-from compiler.structured.structure import Structure
+from compiler.structured.modules import has_even_blocks
+from compiler.structured.structure import Structure, check_blocks
 from compiler.structured.weighing import Method
 
 if TYPE_CHECKING:
@@ -53,8 +51,6 @@ class LinearGraft(ChoosesLayers, Graft):
             layers.replace(site, proposal.module)
             if context.max_drop is None:
                 proposal.gentler = None  # which would keep the weight and its moment in memory
-            if context.healing is not None:
-                learn(proposal.module)
             yield proposal
 
 
@@ -90,11 +86,24 @@ class StructuredGraft(LinearGraft):
 
     def _rung(self, layer: Layer, structure: Structure) -> Replacement:
         module, note = layer.structured(structure, self.in_batches and has_even_blocks(structure))
-        return Replacement(module, note, heal=("*",), alone=not layer.fitted_to_outputs, settle=module.settle)
+        alone = not layer.fitted_to_outputs
+        return Replacement(module, note, heal=("*",), alone=alone, learn=module.learn, settle=module.settle)
 
 
-def learn(module: nn.Module) -> None:
-    """Let the structured layers in `module` store their factors as training wants them."""
-    for part in module.modules():
-        if isinstance(part, StructuredLinear):
-            part.learn()
+@dataclass(frozen=True)
+class BlockDiagonalGraft(StructuredGraft):
+    """A structured graft both of whose factors are block-diagonal, with as many blocks."""
+
+    blocks: Annotated[int, "blocks of either factor, 2 to 16"] = 4
+    batched: Annotated[
+        bool | None, "one batched product a factor, which quantize leaves as it is; none: from 8 even blocks on"
+    ] = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_blocks(self.blocks)
+
+    @property
+    def in_batches(self) -> bool | None:
+        """As the option says."""
+        return self.batched

@@ -110,6 +110,22 @@ class StructuredLinear(nn.Module):
         return y + self.biases[0] if self.biases else y
 
 
+def learn(module: nn.Module) -> None:
+    """Let the structured layers in `module` store their factors as training wants them."""
+    for layer in _layers(module):
+        layer.learn()
+
+
+def settle(module: nn.Module) -> None:
+    """Let them be as they are used."""
+    for layer in _layers(module):
+        layer.settle()
+
+
+def _layers(module: nn.Module) -> list[StructuredLinear]:
+    return [part for part in module.modules() if isinstance(part, StructuredLinear)]
+
+
 def wants_batches(structure: Structure) -> bool:
     """Whether one batched product a factor is faster than a product a block."""
     many = min(len(structure.in_sizes), len(structure.out_sizes)) >= BATCHED_FROM

@@ -22,8 +22,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
+from typing import Literal
 
 FEWEST_BLOCKS, MOST_BLOCKS = 2, 16
+Kind = Literal["low-rank", "monarch", "block-dense", "block-shuffle"]
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,15 @@ class Structure:
             if blocks == (1, 1)
             else f"{blocks[0]} x {blocks[1]} blocks of rank {self.rank}, {share}"
         )
+
+
+def structure_of(kind: Kind, out_features: int, in_features: int, blocks: int, ratio: float) -> Structure:
+    """What a weight becomes: `ratio` of its numbers at most, which the blocks alone say of block-shuffle."""
+    if kind == "block-shuffle":
+        return shuffled(out_features, in_features, blocks)
+    in_blocks = 1 if kind == "low-rank" else blocks
+    out_blocks = blocks if kind == "monarch" else 1
+    return Structure.of(out_features, in_features, out_blocks, in_blocks, rank=1).at_ratio(ratio)
 
 
 def shuffled(out_features: int, in_features: int, blocks: int) -> Structure:

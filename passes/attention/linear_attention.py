@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from torch import nn
 
@@ -33,6 +33,9 @@ from compiler.program import Program
 from compiler.rewriting import Graft, Pass, PassContext, Replacement
 from compiler.selection.layer_choice import ChoosesLayers
 from compiler.sites import Refusal, Site
+
+if TYPE_CHECKING:
+    from compiler.registry import Registry
 
 
 @dataclass(frozen=True)
@@ -76,9 +79,9 @@ class LinearAttention(ChoosesLayers, Graft):
         """What a mixer may heed."""
         return MixerOptions(self.heads, self.negative_eigenvalues, self.steps, self.state_size, self.kernel_size)
 
-    def check(self, mixers: Mapping[str, type[Mixer]]) -> None:
+    def check(self, registry: Registry) -> None:
         """Raises CompilerError for a kind that there is none of, and for options that it does not take."""
-        self._kind(mixers)
+        self._kind(registry.mixers())
 
     def propose(self, site: Site, program: Program, context: PassContext) -> Replacement | Refusal:
         """The hybrid, initialised from the layer, or why the site keeps its attention."""

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar
 
 from torch import nn
 
@@ -23,12 +23,10 @@ from compiler.program import Program
 from compiler.rewriting import Graft, Pass, PassContext, Replacement
 from compiler.selection.layer_choice import ChoosesLayers
 from compiler.sites import Refusal, Site, find_sites
-from compiler.structured.feed_forward import StructuredFeedForward as Block
 from compiler.structured.feed_forward import assembled, layer_sites
-from compiler.structured.linear_graft import learn
 from compiler.structured.linear_layers import Layers, too_large, unfit
-from compiler.structured.modules import StructuredLinear
-from compiler.structured.structure import Structure, check_blocks, check_ratio, shuffled
+from compiler.structured.modules import learn, settle
+from compiler.structured.structure import Kind, Structure, check_blocks, check_ratio, structure_of
 from compiler.structured.weighing import Method
 
 
@@ -40,9 +38,7 @@ class StructuredFeedForward(ChoosesLayers, Graft):
     site_kinds: ClassVar[tuple[str, ...]] = ("feed-forward",)
     requires: ClassVar[tuple[str, ...]] = ("canonicalize",)
 
-    kind: Annotated[Literal["low-rank", "monarch", "block-dense", "block-shuffle"], "what the layers become"] = (
-        "low-rank"
-    )
+    kind: Annotated[Kind, "what the layers become"] = "low-rank"
     method: Annotated[
         Method, "what errors count by: nothing; the inputs; gradients as a Fisher matrix; inputs and gradients"
     ] = "whitened"
@@ -71,10 +67,7 @@ class StructuredFeedForward(ChoosesLayers, Graft):
             if isinstance(found, str):
                 yield Refusal(found, site.output.name, site.name, site.kind)
                 continue
-            proposal = self._replacement(site, found, layers)
-            if context.healing is not None:
-                learn(proposal.module)
-            yield proposal
+            yield self._replacement(site, found, layers)
 
     def _parts(self, site: Site, linears: Sequence[Site], program: Program) -> dict[str, Site] | str:
         """The layers of a block by role, or why it has to stay."""
@@ -90,11 +83,7 @@ class StructuredFeedForward(ChoosesLayers, Graft):
 
     def structure(self, out_features: int, in_features: int) -> Structure:
         """What a layer becomes."""
-        if self.kind == "block-shuffle":
-            return shuffled(out_features, in_features, self.blocks)
-        in_blocks = 1 if self.kind == "low-rank" else self.blocks
-        out_blocks = self.blocks if self.kind == "monarch" else 1
-        return Structure.of(out_features, in_features, out_blocks, in_blocks, rank=1).at_ratio(self.ratio)
+        return structure_of(self.kind, out_features, in_features, self.blocks, self.ratio)
 
     def _replacement(self, site: Site, parts: dict[str, Site], layers: Layers) -> Replacement:
         made: dict[str, nn.Module] = {}
@@ -106,14 +95,8 @@ class StructuredFeedForward(ChoosesLayers, Graft):
             layers.replace(one, made[role])
             notes.append(f"{role}: {note}")
         module = assembled(site, made)
-        return Replacement(module, "; ".join(notes), heal=("*",), settle=lambda: settle(module))
-
-
-def settle(block: Block) -> None:
-    """Let all layers of a block be as they are used."""
-    for part in block.modules():
-        if isinstance(part, StructuredLinear):
-            part.settle()
+        note = "; ".join(notes)
+        return Replacement(module, note, heal=("*",), learn=lambda: learn(module), settle=lambda: settle(module))
 
 
 @hookimpl

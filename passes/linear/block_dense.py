@@ -20,7 +20,7 @@ from compiler.hookspecs import hookimpl
 from compiler.rewriting import Pass
 from compiler.structured.linear_graft import StructuredGraft
 from compiler.structured.linear_layers import Layer
-from compiler.structured.structure import Structure, check_blocks, check_ratio
+from compiler.structured.structure import Structure, check_blocks, check_ratio, structure_of
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class BlockDense(StructuredGraft):
 
     def structure(self, layer: Layer) -> Structure:
         """Several blocks of inputs, one of outputs."""
-        return Structure.of(*layer.shape, 1, self.blocks, rank=1).at_ratio(self.ratio)
+        return structure_of("block-dense", *layer.shape, self.blocks, self.ratio)
 
 
 @hookimpl

@@ -16,34 +16,20 @@ Source:  Wei et al. 2024, arXiv:2406.16450, section 3.1 (BlockShuffle), there tr
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, ClassVar
+from typing import ClassVar
 
 from compiler.hookspecs import hookimpl
 from compiler.rewriting import Pass
-from compiler.structured.linear_graft import StructuredGraft
+from compiler.structured.linear_graft import BlockDiagonalGraft
 from compiler.structured.linear_layers import Layer
-from compiler.structured.structure import Structure, check_blocks, shuffled
+from compiler.structured.structure import Structure, shuffled
 
 
 @dataclass(frozen=True)
-class BlockShuffle(StructuredGraft):
+class BlockShuffle(BlockDiagonalGraft):
     """Stores weights as two block-diagonal factors of a fixed width with a shuffle between them."""
 
     name: ClassVar[str] = "block-shuffle"
-
-    blocks: Annotated[int, "blocks of either factor, 2 to 16"] = 4
-    batched: Annotated[
-        bool | None, "one batched product a factor, which quantize leaves as it is; none: from 8 even blocks on"
-    ] = None
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_blocks(self.blocks)
-
-    @property
-    def in_batches(self) -> bool | None:
-        """As the option says."""
-        return self.batched
 
     def structure(self, layer: Layer) -> Structure:
         """As wide inside as the narrower side."""

@@ -21,36 +21,26 @@ from typing import Annotated, ClassVar
 
 from compiler.hookspecs import hookimpl
 from compiler.rewriting import Pass
-from compiler.structured.linear_graft import StructuredGraft
+from compiler.structured.linear_graft import BlockDiagonalGraft
 from compiler.structured.linear_layers import Layer
-from compiler.structured.structure import Structure, check_blocks, check_ratio
+from compiler.structured.structure import Structure, check_ratio, structure_of
 
 
 @dataclass(frozen=True)
-class Monarch(StructuredGraft):
+class Monarch(BlockDiagonalGraft):
     """Stores weights as two block-diagonal factors with a permutation between them."""
 
     name: ClassVar[str] = "monarch"
 
-    blocks: Annotated[int, "blocks of either factor, 2 to 16"] = 4
     ratio: Annotated[float, "part of a weight's numbers that both factors have"] = 0.5
-    batched: Annotated[
-        bool | None, "one batched product a factor, which quantize leaves as it is; none: from 8 even blocks on"
-    ] = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_blocks(self.blocks)
         check_ratio(self.ratio)
-
-    @property
-    def in_batches(self) -> bool | None:
-        """As the option says."""
-        return self.batched
 
     def structure(self, layer: Layer) -> Structure:
         """As many blocks of outputs as of inputs."""
-        return Structure.of(*layer.shape, self.blocks, self.blocks, rank=1).at_ratio(self.ratio)
+        return structure_of("monarch", *layer.shape, self.blocks, self.ratio)
 
 
 @hookimpl

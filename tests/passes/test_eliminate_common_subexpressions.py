@@ -87,7 +87,7 @@ def test_random_numbers_are_drawn_twice():
     assert not torch.equal(one, other)
 
 
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=6)
 @given(steps=st.lists(st.sampled_from(["double", "negate", "twin", "add"]), min_size=2, max_size=8))
 def test_any_chain_keeps_its_numbers_and_has_no_two_equal_calls(steps: list[str]):
     class Chain(nn.Module):

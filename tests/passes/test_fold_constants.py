@@ -126,7 +126,7 @@ def test_random_numbers_are_never_folded():
     assert not torch.equal(program.run(torch.zeros(2, 3))[0], program.run(torch.zeros(2, 3))[0])
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @given(
     rows=st.integers(1, 5),
     columns=st.integers(1, 5),

@@ -6,7 +6,7 @@ import itertools
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from rewrite_checks import captured, context_of
 from torch import Tensor, nn
@@ -19,7 +19,6 @@ from compiler.quantization.sensitivity import gradient_power
 CHOICES = (2, 4, 8)
 
 
-@settings(deadline=None)
 @given(
     sizes=st.lists(st.integers(1, 30), min_size=1, max_size=5),
     average=st.floats(2, 8),

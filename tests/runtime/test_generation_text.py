@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from small_decoder import CHAT_TEMPLATE, SPECIAL, write_character_tokenizer
 from tokenizers import Tokenizer
@@ -39,14 +39,12 @@ def test_a_character_of_two_tokens_comes_whole(tokenizer: Tokenizer) -> None:
 
 
 @given(st.lists(st.integers(0, FIRST_BYTE - 1) | st.just((FIRST_BYTE, SECOND_BYTE)), max_size=40))
-@settings(deadline=None)
 def test_the_pieces_are_the_text(tokenizer: Tokenizer, parts: list[Any]) -> None:
     tokens = [token for part in parts for token in (part if isinstance(part, tuple) else (part,))]
     assert "".join(streamed(tokenizer, tokens)) == tokenizer.decode(tokens, skip_special_tokens=True)
 
 
 @given(st.lists(st.integers(0, SECOND_BYTE), max_size=40))
-@settings(deadline=None)
 def test_any_ids_give_text_without_half_characters(tokenizer: Tokenizer, tokens: list[int]) -> None:
     found = "".join(streamed(tokenizer, tokens))
     whole = tokenizer.decode(tokens, skip_special_tokens=True)

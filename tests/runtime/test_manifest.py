@@ -46,7 +46,7 @@ def test_every_flipped_bit_of_the_text_is_noticed(manifest: Manifest) -> None:
 
 
 @given(length=st.integers(min_value=0, max_value=3000))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_a_truncated_text_is_noticed(manifest: Manifest, length: int) -> None:
     text = manifest.to_text()
     with pytest.raises(MalformedJsonError):
@@ -64,7 +64,7 @@ def test_white_space_that_was_added_is_noticed(manifest: Manifest) -> None:
         lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
     )
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_any_json_is_a_manifest_or_a_clear_refusal(manifest: Manifest, value: object) -> None:
     for text in (json.dumps(value), json.dumps({**json.loads(manifest.to_text()), "inputs": value})):
         with pytest.raises(MalformedJsonError):

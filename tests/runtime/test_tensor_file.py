@@ -21,7 +21,7 @@ DTYPES = st.sampled_from(["float32", "float64", "float16", "int64", "int8", "uin
 
 
 @given(array=DTYPES.flatmap(lambda dtype: arrays.arrays(dtype, arrays.array_shapes(min_dims=0, min_side=0))))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_numpy_reads_what_is_written_and_so_do_we(tmp_path_factory: pytest.TempPathFactory, array: np.ndarray) -> None:
     path = tmp_path_factory.mktemp("npz") / "a.npz"
     write_tensors(path, {"a/b": array})

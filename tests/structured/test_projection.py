@@ -130,7 +130,7 @@ def test_weighed_factors_are_among_the_best_of_many_starts(structure: Structure)
         assert found == pytest.approx(least, rel=1e-6)
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(seed=SEEDS, out=st.integers(2, 12), inputs=st.integers(2, 12), rank=st.integers(1, 4))
 def test_whitened_is_the_analytic_optimum(seed: int, out: int, inputs: int, rank: int) -> None:
     """SVD-LLM: S from Cholesky of X X^T, truncated decomposition of W S, times S^-1; lost: its singular values."""
@@ -177,7 +177,7 @@ def test_fisher_on_both_sides_is_its_formula() -> None:
     torch.testing.assert_close(project(weight, Structure.of(7, 5, 1, 1, 2), weighing).dense(), expected)
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(seed=SEEDS)
 def test_the_cost_is_its_definition(seed: int) -> None:
     error, rows, moment = drawn(3, 4, seed=seed), drawn(3, seed=seed + 1).square(), moment_of(4, seed + 2)
@@ -185,7 +185,7 @@ def test_the_cost_is_its_definition(seed: int) -> None:
         assert weighing.cost(error) == pytest.approx(cost(error, weighing.rows, weighing.moment), rel=1e-9)
 
 
-@settings(deadline=None, max_examples=15)
+@settings(max_examples=15)
 @given(seed=SEEDS, out_blocks=st.integers(1, 3), in_blocks=st.integers(2, 4))
 def test_turns_never_end_above_blocks_fitted_alone(seed: int, out_blocks: int, in_blocks: int) -> None:
     structure = Structure.of(9, 11, out_blocks, in_blocks, 1)

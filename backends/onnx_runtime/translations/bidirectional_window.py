@@ -49,10 +49,8 @@ def bidirectional_window_attention(
         made = layer.in_blocks() if known > most else layer.at_once()
     else:
         is_long = w.shared(("is long", tokens, most), lambda: w.emit("Greater", tokens, w.constant([most], np.int64)))
-        made = w.emit_several(
-            "If", is_long, outputs=2, then_branch=layer.branch(f"{node.name}.blocks", blocks=True),
-            else_branch=layer.branch(f"{node.name}.at_once", blocks=False),
-        )  # fmt: skip
+        blocks, at_once = (f"{node.name}.blocks", layer.in_blocks), (f"{node.name}.at_once", layer.at_once)
+        made = w.choose(is_long, 2, blocks, at_once)
     dtypes = [one.dtype for one in node.meta["val"]]
     return tuple(
         result if dtype == COMPUTED else w.cast(result, dtype) for result, dtype in zip(made, dtypes, strict=True)
@@ -77,12 +75,6 @@ class _Layer:
     window: int
     sinks: int
     scale: float
-
-    def branch(self, name: str, *, blocks: bool) -> ir.Graph:
-        """A graph of its own with either form."""
-        with self.w.body() as nodes:
-            made = self.in_blocks() if blocks else self.at_once()
-            return ir.Graph([], self.w.body_outputs(made, nodes), nodes=nodes, name=name)
 
     def at_once(self) -> tuple[ir.Value, ...]:
         """All scores, and those outside the window masked."""

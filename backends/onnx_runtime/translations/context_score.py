@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -40,12 +39,11 @@ def context_score(
         lambda: w.emit("GreaterOrEqual", w.emit("ReduceMin", length, keepdims=0), w.constant(first, np.int64)),
     )
     is_read, count = w.shared(("read first", length, tokens, first), lambda: _read(w, length, tokens, first))
-    return w.emit_several(
-        "If",
+    return w.choose(
         settled,
-        outputs=2,
-        then_branch=branch(w, f"{node.name}.settled", lambda: (score.held(state), state)),
-        else_branch=branch(w, f"{node.name}.read", lambda: score.after(state, length, is_read, count)),
+        2,
+        (f"{node.name}.settled", lambda: (score.held(state), state)),
+        (f"{node.name}.read", lambda: score.after(state, length, is_read, count)),
     )
 
 
@@ -106,10 +104,3 @@ class _Score:
         score = w.emit("Add", w.emit("MatMul", pooled, self.weight), self.bias)
         column = w.emit("Unsqueeze", score, w.constant([1], np.int64))
         return score, w.emit("Concat", total, highest, column, axis=1)
-
-
-def branch(w: GraphWriter, name: str, make: Callable[[], tuple[ir.Value, ...]]) -> ir.Graph:
-    """What `make` writes, as a graph of its own."""
-    with w.body() as nodes:
-        outputs = w.body_outputs(make(), nodes)
-        return ir.Graph([], outputs, nodes=nodes, name=name)

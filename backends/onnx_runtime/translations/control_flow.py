@@ -19,11 +19,12 @@ from compiler.regions import region_operands, regions_of
 def cond(w: GraphWriter, node: fx.Node, predicate: fx.Node, *_: Any) -> tuple[ir.Value, ...]:
     operands = region_operands(node)
     chosen, otherwise = _regions(node)
-    branches = {
-        "then_branch": _branch(w, chosen.graph, operands, f"{node.name}.then"),
-        "else_branch": _branch(w, otherwise.graph, operands, f"{node.name}.else"),
-    }
-    return w.emit_several("If", w.value(predicate), outputs=len(node.meta["val"]), **branches)
+    return w.choose(
+        w.value(predicate),
+        len(node.meta["val"]),
+        (f"{node.name}.then", lambda: _written(w, chosen.graph, operands)),
+        (f"{node.name}.else", lambda: _written(w, otherwise.graph, operands)),
+    )
 
 
 @translates("torch.ops.higher_order.while_loop")
@@ -53,12 +54,6 @@ def _regions(node: fx.Node) -> tuple[fx.GraphModule, fx.GraphModule]:
 
 def _placeholders(graph: fx.Graph) -> list[fx.Node]:
     return list(graph.find_nodes(op="placeholder"))
-
-
-def _branch(w: GraphWriter, graph: fx.Graph, operands: Sequence[Any], name: str) -> ir.Graph:
-    with w.body() as nodes:
-        outputs = w.body_outputs(_written(w, graph, operands), nodes)
-        return ir.Graph([], outputs, nodes=nodes, name=name)
 
 
 def _written(w: GraphWriter, graph: fx.Graph, operands: Sequence[Any]) -> list[ir.Value]:

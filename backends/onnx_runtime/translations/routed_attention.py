@@ -17,7 +17,6 @@ from torch import fx
 from compiler.backends.onnx_runtime.graph_writer import MICROSOFT, GraphWriter
 from compiler.backends.onnx_runtime.translations import translates
 from compiler.backends.onnx_runtime.translations.cached_attention import refuse_head_dim
-from compiler.backends.onnx_runtime.translations.context_score import branch
 from compiler.backends.onnx_runtime.translations.served_types import refuse_double
 from compiler.backends.onnx_runtime.translations.shapes import shape_of
 from compiler.backends.onnx_runtime.translations.sliding_window import COMPUTED, WindowForms, WindowLayer, window_forms
@@ -140,24 +139,16 @@ def _whole(
     def some() -> ir.Value:
         every = w.emit("Greater", w.emit("ReduceMin", score, keepdims=0), zero)
         alone = w.emit("Or", every, is_short)
-        return w.emit(
-            "If",
-            alone,
-            then_branch=branch(w, f"{node.name}.all", lambda: (all_tokens(near.query, near.key, near.value),)),
-            else_branch=branch(w, f"{node.name}.both", lambda: (both(),)),
-        )
+        everywhere = f"{node.name}.all", lambda: (all_tokens(near.query, near.key, near.value),)
+        return w.choose(alone, 1, everywhere, (f"{node.name}.both", lambda: (both(),)))[0]
 
     is_short = w.shared(
         ("is short", tokens, first),
         lambda: w.emit("LessOrEqual", w.emit("Squeeze", tokens), w.constant(first, np.int64)),
     )
     asked = w.emit("Greater", w.emit("ReduceMax", score, keepdims=0), zero)
-    return w.emit(
-        "If",
-        w.emit("Or", asked, is_short),
-        then_branch=branch(w, f"{node.name}.some", lambda: (some(),)),
-        else_branch=branch(w, f"{node.name}.windows", lambda: (windows(),)),
-    )
+    branches = (f"{node.name}.some", lambda: (some(),)), (f"{node.name}.windows", lambda: (windows(),))
+    return w.choose(w.emit("Or", asked, is_short), 1, *branches)[0]
 
 
 @dataclass(frozen=True)
@@ -233,21 +224,10 @@ class _Cached:
         w = self.w
 
         def some() -> tuple[ir.Value, ...]:
-            return w.emit_several(
-                "If",
-                choice.some_near(),
-                outputs=3,
-                then_branch=branch(w, f"{name}.both", lambda: self.both(name, choice)),
-                else_branch=branch(w, f"{name}.all", self.all_tokens),
-            )
+            both = f"{name}.both", lambda: self.both(name, choice)
+            return w.choose(choice.some_near(), 3, both, (f"{name}.all", self.all_tokens))
 
-        return w.emit_several(
-            "If",
-            choice.some_all,
-            outputs=3,
-            then_branch=branch(w, f"{name}.some", some),
-            else_branch=branch(w, f"{name}.windows", lambda: self.windows(name)),
-        )
+        return w.choose(choice.some_all, 3, (f"{name}.some", some), (f"{name}.windows", lambda: self.windows(name)))
 
     def all_tokens(self) -> tuple[ir.Value, ...]:
         """Attention to all tokens."""

@@ -86,21 +86,15 @@ class WindowLayer:
 
     def computed(self, name: str, forms: WindowForms) -> tuple[ir.Value, ...]:
         """In the form that the count of tokens asks for when the graph runs."""
-        if forms.one is None or forms.is_one is None:
+        one, is_one = forms.one, forms.is_one
+        if one is None or is_one is None:
             return self.in_blocks(forms.blocks)
-        return self.w.emit_several(
-            "If",
-            forms.is_one,
-            outputs=4,
-            then_branch=self._branch(f"{name}.one_token", forms.one),
-            else_branch=self._branch(f"{name}.blocks", forms.blocks),
+        return self.w.choose(
+            is_one,
+            4,
+            (f"{name}.one_token", lambda: self.of_one_token(one)),
+            (f"{name}.blocks", lambda: self.in_blocks(forms.blocks)),
         )
-
-    def _branch(self, name: str, places: OneToken | Blocks) -> ir.Graph:
-        """A graph of its own with either form."""
-        with self.w.body() as nodes:
-            made = self.of_one_token(places) if isinstance(places, OneToken) else self.in_blocks(places)
-            return ir.Graph([], self.w.body_outputs(made, nodes), nodes=nodes, name=name)
 
     def of_one_token(self, places: OneToken) -> tuple[ir.Value, ...]:
         """The new key and value go into their slots, then the token reads all slots."""

@@ -220,14 +220,14 @@ class Blocks:
     def of_several(cls, places: Places, heads: int, repeats: int, dtype: torch.dtype, is_one: ir.Value) -> Self:
         """The same behind a branch: where `is_one` says that one token is read, all is empty and nothing computed."""
         w = places.w
-        with w.body() as nodes:
+
+        def several() -> list[ir.Value]:
             made = cls.of(places, heads, repeats, dtype)
-            found = [made.count, made.tokens, made.read, made.kept, made.mask]
-            blocks = ir.Graph([], w.body_outputs(found, nodes), nodes=nodes, name="several_tokens.places")
-        with w.body() as nodes:
-            ranks = (1, 1, 4, 4)
-            nothing = [w.constant(np.zeros([0] * rank), np.int64) for rank in ranks]
-            nothing.append(w.cast(w.constant(np.zeros([0] * 5), np.float32), dtype))
-            empty = ir.Graph([], w.body_outputs(nothing, nodes), nodes=nodes, name="one_token.places")
-        chosen = w.emit_several("If", is_one, outputs=len(found), then_branch=empty, else_branch=blocks)
-        return cls(places.tokens, *chosen)
+            return [made.count, made.tokens, made.read, made.kept, made.mask]
+
+        def nothing() -> list[ir.Value]:
+            empty = [w.constant(np.zeros([0] * rank), np.int64) for rank in (1, 1, 4, 4)]
+            return [*empty, w.cast(w.constant(np.zeros([0] * 5), np.float32), dtype)]
+
+        branches = ("one_token.places", nothing), ("several_tokens.places", several)
+        return cls(places.tokens, *w.choose(is_one, 5, *branches))
