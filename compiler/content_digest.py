@@ -7,8 +7,11 @@ came from has changed.
 from __future__ import annotations
 
 import hashlib
+import inspect
+import sys
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -17,6 +20,10 @@ if TYPE_CHECKING:
     from compiler.program import Program
 
 DIGITS = 32
+NO_PART = ("cli", "report", "frontends", "backends", "healing")
+"""Folders of this code that what a stand-in costs does not depend on, but through the Program."""
+PARTS = ("compiler.passes.", "regraft_plugin_")
+"""How modules with stand-ins are called that are not below the core's folder: built-in passes and plugin files."""
 
 
 def program_digest(program: Program) -> str:
@@ -46,3 +53,15 @@ def text_digest(*texts: str) -> str:
     for text in texts:
         content.update(f"{len(text)}:{text}".encode())
     return content.hexdigest()[:DIGITS]
+
+
+def code_digest(classes: Sequence[type[Any]] = ()) -> str:
+    """Of this code, of the files that define `classes`, and of plugins that are files."""
+    import compiler
+
+    core = Path(compiler.__file__).parent
+    files = {file for file in core.rglob("*.py") if file.relative_to(core).parts[0] not in NO_PART}
+    files |= {Path(inspect.getfile(one)) for one in classes}
+    loaded = (module.__file__ for name, module in sys.modules.items() if name.startswith(PARTS))
+    files |= {Path(file) for file in loaded if file}
+    return text_digest(torch.__version__, *(file.read_text(encoding="utf-8") for file in sorted(files)))

@@ -51,7 +51,7 @@ def apply_graft(
     if not grafted:
         outcomes = tuple(SiteOutcome(r.name, r.kind, "refused", r.reason) for r in refused)
         return program, PassResult(refusals=tuple(refused), outcomes=outcomes, ranking=ranking)
-    bench = _Workbench(graft, work, grafted)
+    bench = Workbench(graft, work, grafted)
     for index in range(len(grafted)):
         bench.set_rung(index, 0)
     healing = _heal(bench, program, context)
@@ -99,7 +99,7 @@ def _propose_all(
     return grafted, refused, chosen.ranking
 
 
-class _Workbench:
+class Workbench:
     """Puts rungs of stand-ins in and out of a Program; the nodes they replace stay until `trial` drops what is dead."""
 
     def __init__(self, graft: Graft, program: Program, grafted: list[GraftedSite]) -> None:
@@ -167,7 +167,7 @@ class _Workbench:
         return self.program.free_name(f"{path}.{graft}")
 
 
-def _heal(bench: _Workbench, teacher: Program, context: PassContext) -> HealingRecord | None:
+def _heal(bench: Workbench, teacher: Program, context: PassContext) -> HealingRecord | None:
     """Train what may learn, where a budget of time is given and there is anything."""
     if context.healing is None:
         return None
@@ -175,6 +175,9 @@ def _heal(bench: _Workbench, teacher: Program, context: PassContext) -> HealingR
     from compiler.healing.plan import Patient
 
     first = [(one.site, one.rungs[0]) for one in bench.grafted]
+    for _, rung in first:
+        if rung.learn is not None:
+            rung.learn()
     patients = [Patient(site, rung.module, rung.heal, rung.alone) for site, rung in first]
     healed = heal(bench.graft.name, teacher, bench.trial(), patients, context)
     if healed is None:
@@ -185,7 +188,7 @@ def _heal(bench: _Workbench, teacher: Program, context: PassContext) -> HealingR
     return healed.record
 
 
-def _hold_budget(bench: _Workbench, reference: Reference, context: PassContext) -> tuple[str, ...]:
+def _hold_budget(bench: Workbench, reference: Reference, context: PassContext) -> tuple[str, ...]:
     """Give back as few rungs as it takes: sites ranked on calibration data, the budget held on scoring data."""
     assert context.max_drop is not None
     data = context.data
@@ -233,7 +236,7 @@ def _smallest(limit: int, holds: Callable[[int], bool]) -> int:
     return low
 
 
-def _rank_alone(bench: _Workbench, context: PassContext) -> None:
+def _rank_alone(bench: Workbench, context: PassContext) -> None:
     """Measure what each site costs when it alone is grafted."""
     batches = context.data.ranking or context.data.scoring
     for index, item in enumerate(bench.grafted):

@@ -7,7 +7,7 @@ back when a budget does not hold is the pipeline's work, the same for every graf
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -18,14 +18,21 @@ from compiler.sites import Refusal, Site
 if TYPE_CHECKING:
     import torch
 
+    from compiler.backend import Backend
     from compiler.evidence import Evidence, Probe
     from compiler.evidence.data import Dataset
     from compiler.healing.plan import HealingPlan
     from compiler.healing.record import HealingRecord
     from compiler.mixers import Mixer
     from compiler.program import Program
+    from compiler.quantization.calibration_walk import CalibrationWalk
+    from compiler.quantization.formats import WeightFormat
+    from compiler.registry import Registry
     from compiler.selection.ranking import SiteRanking
     from compiler.target import Target
+
+BUDGETED_KINDS = ("linear", "embedding", "convolution", "feed-forward")
+"""Kinds of site for which grafts offer candidates to a budget unless they say otherwise."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +42,11 @@ class PassContext:
     `data` has calibration batches that a pass may look at; the batches that score it are not for passes. `max_drop` is
     the budget on the outputs (None: no budget), `tolerance` overrides the rounding allowed to rewrites (None: by
     dtype). `healing` says for how long stand-ins may learn (None: not at all).
-    `probes` are those that sites may be ranked by, `mixers` the token mixers of all plugins by name.
+    `probes` are those that sites may be ranked by, `mixers` and `formats` the token mixers and the weight formats of all
+    plugins by name. `backend` is what the Program is lowered with (None: nothing is); what it has no kernels for may be
+    simulated only where `allow_simulated`. `grafts` are those of all plugins by name, and `captured_bytes` what the
+    weights of the captured model take in float32: what a budget chooses among, and a share of. `walk` is a run over the
+    calibration data that is under way (compiler.quantization.calibration_walk), which several grafts share.
     """
 
     target: Target
@@ -47,6 +58,20 @@ class PassContext:
     healing: HealingPlan | None = None
     probes: tuple[Probe, ...] = ()
     mixers: Mapping[str, type[Mixer]] = field(default_factory=dict)
+    formats: Mapping[str, type[WeightFormat]] = field(default_factory=dict)
+    backend: Backend | None = None
+    allow_simulated: bool = False
+    grafts: Mapping[str, type[Graft]] = field(default_factory=dict)
+    captured_bytes: int = 0
+    walk: CalibrationWalk | None = None
+
+    def lacks_kernel(self, operator: str | None) -> str | None:
+        """What to refuse a site with whose stand-in needs a kernel of this operator of the dialect (None: no operator
+        of it is what it needs), or None where there is one, or none is asked for.
+        """
+        if self.backend is None or self.allow_simulated or self.backend.by_definition or operator in self.backend.kernels:
+            return None
+        return f"{self.backend.name} has no kernel for it: smaller but no faster, which --allow-simulated takes"
 
 
 @dataclass(frozen=True)
@@ -90,8 +115,8 @@ class Pass(ABC):
     whole_model: ClassVar[bool] = False
     """Whether it changes all of a model or refuses: then its refusal ends the compile."""
 
-    def check(self, mixers: Mapping[str, type[Mixer]]) -> None:
-        """Called before a model is captured, with the mixers of all plugins.
+    def check(self, registry: Registry) -> None:
+        """Called before a model is captured, with what all plugins bring.
 
         Raises CompilerError where options need what none of them brings.
         """
@@ -120,13 +145,15 @@ class Replacement:
     `heal` names its parameters that healing may train, globs among them. `states` says which of the Program's states it
     holds in another dtype, by the name of their input. `gentler` is what the pipeline tries before it gives the site
     back entirely. `alone` says whether it first learns what its site gives, on its own: what was fitted to that already
-    has nothing to gain from it. `settle` is called once no healing follows, or what there was has ended.
+    has nothing to gain from it. `learn` is called before it learns anything, and `settle` once no healing follows, or what
+    there was has ended.
     """
 
     module: nn.Module
     note: str
     heal: tuple[str, ...] = ()
     alone: bool = True
+    learn: Callable[[], None] | None = field(default=None, repr=False)
     settle: Callable[[], None] | None = field(default=None, repr=False)
     states: Mapping[str, torch.dtype] = field(default_factory=dict)
     gentler: Callable[[], Replacement | Refusal] | None = field(default=None, repr=False)
@@ -149,6 +176,14 @@ class Graft(Pass):
         """A proposal for each site in turn: for grafts whose proposals depend on those before them."""
         for site in sites:
             yield self.propose(site, program, context)
+
+    @classmethod
+    def candidates(cls, kind: str) -> Iterable[Graft]:
+        """Settings of itself that are worth measuring for sites of a kind, where `--budget` chooses what stands where.
+
+        By default itself with its default options, for kinds of site whose weights a budget is about.
+        """
+        return (cls(),) if kind in cls.site_kinds and kind in BUDGETED_KINDS and not cls.whole_model else ()
 
 
 def option_values(one: Pass) -> dict[str, Any]:

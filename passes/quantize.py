@@ -18,7 +18,7 @@ Source:  Frantar et al. 2022, arXiv:2210.17323 (rounding); ONNX DynamicQuantizeL
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Annotated, ClassVar, Literal
@@ -27,7 +27,7 @@ from torch import Tensor, fx, nn
 
 from compiler.hookspecs import hookimpl
 from compiler.program import Program
-from compiler.quantization.calibration_walk import CalibrationWalk
+from compiler.quantization.calibration_walk import CalibrationWalk, calibration_walk
 from compiler.quantization.modules import BlockQuantizedLinear, SharedTableRows
 from compiler.quantization.packing import packed_width
 from compiler.quantization.planned_bits import PlannedBits, planned_bits
@@ -56,6 +56,10 @@ SMALLEST_SITE = 1024
 AUTO = "auto-"
 GROUP = {8: 128, 4: 32, 2: 32}
 """Inputs that share a scale, by bits."""
+CANDIDATE_BLOCKS: tuple[tuple[Literal[8, 4, 2], Literal[32, 64, 128]], ...] = (
+    (8, 32), (8, 128), (4, 32), (4, 64), (4, 128), (2, 32), (2, 64), (2, 128),
+)  # fmt: skip
+"""Bits and inputs that share a scale, as a budget may choose them."""
 SHARED_TABLE_BITS = {8: 8, 6: 8, 4: 4}
 """Bits of a table that a product reads too, by the bits of other tables: no product takes six."""
 
@@ -114,7 +118,7 @@ class Quantize(Graft):
         self, sites: Sequence[Site], program: Program, context: PassContext
     ) -> Iterator[Replacement | Refusal]:
         """Each site in turn, with the inputs that the stand-ins before it leave it."""
-        walk = CalibrationWalk(program, context.data) if self.rounding == "compensated" else None
+        walk = calibration_walk(program, context) if self.rounding == "compensated" else None
         tables = SharedTables([site for site in sites if self._left_out(site) is None], program)
         plan = self._plan(sites, program, context, tables)
         for site in sites:
@@ -124,8 +128,6 @@ class Quantize(Graft):
                     proposal.gentler = None  # which would keep float weights and statistics in memory
                 if walk is not None:
                     walk.replace(site, proposal.module)
-                if context.healing is not None and isinstance(proposal.module, BlockQuantizedLinear) and proposal.heal:
-                    proposal.module.learn_scales()
             yield proposal
 
     def _proposal(
@@ -170,6 +172,18 @@ class Quantize(Graft):
         forms = {bits: BlockForm(bits, self._group(bits), self.clip, self.symmetric) for bits in choices}
         return planned_bits(linear, program, context, forms, self._average)
 
+    @classmethod
+    def candidates(cls, kind: str) -> Iterable[Graft]:
+        """Bits and blocks. For tables, those of the product that may share one too."""
+        if kind == "linear":
+            yield cls()
+            yield from (cls(bits=bits, group=group, activations="none") for bits, group in CANDIDATE_BLOCKS)
+        elif kind == "embedding":
+            yield from (cls(embeddings=8), cls(embeddings=6))
+            yield from (cls(embeddings=4, group=group) for group in (32, 64, 128))
+        elif kind == "convolution":
+            yield cls()
+
     def _left_out(self, site: Site) -> str | None:
         if self.sites and not any(fnmatchcase(site.name, wanted) for wanted in self.sites):
             return f"sites={'+'.join(self.sites)} leaves it out"
@@ -203,7 +217,9 @@ class Quantize(Graft):
         module = block_linear(layer, form, self.rounding)
         note = f"{bits}-bit weights in blocks of {form.block_size}{_rounded(self.rounding, layer)}"
         gentler = (lambda: self._blocks(layer, 2 * bits)) if bits < 8 else None
-        return Replacement(module, note, heal=("gains",), alone=False, settle=module.settle, gentler=gentler)
+        return Replacement(
+            module, note, heal=("gains",), alone=False, learn=module.learn_scales, settle=module.settle, gentler=gentler
+        )
 
     def _convolution(self, site: Site, program: Program) -> Replacement:
         bias = site.bindings["bias"]
@@ -217,7 +233,7 @@ class Quantize(Graft):
             packed_width(stored.shape[1], self.embeddings)
         except ValueError as error:
             return Refusal(f"a row does not pack: {error}", site.output.name, site.name, site.kind)
-        module = quantized_table(stored.detach(), self.embeddings, self.clip, stored.dtype)
+        module = quantized_table(stored.detach(), self.embeddings, self.clip, stored.dtype, self.group)
         gentler = (lambda: replace(self, embeddings=8)._table(site, stored)) if self.embeddings < 8 else None
         return Replacement(module, f"{self.embeddings}-bit table", gentler=gentler)
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, fx
 
+from compiler.graph_slices import graph_slice, nodes_between
 from compiler.healing.frozen_graph import FrozenLinear
 from compiler.patterns import LAYOUT, forward_through, only_user
 from compiler.sites import Site
@@ -61,8 +62,8 @@ def site_view(module: fx.GraphModule, site: Site) -> SiteView:
         read=tuple(leaf.name for leaf in read),
         output=output.name,
         beside=tuple(one.name for one in beside),
-        prepare=_slice(module, read, made, inputs),
-        project=_slice(module, [output, *beside], between, [after]),
+        prepare=graph_slice(module, read, made, inputs),
+        project=graph_slice(module, [output, *beside], between, [after]),
     )
 
 
@@ -82,37 +83,12 @@ def _is_linear(module: fx.GraphModule, node: fx.Node) -> bool:
     return node.op == "call_module" and isinstance(module.get_submodule(str(node.target)), FrozenLinear)
 
 
-def _made_of(node: fx.Node, leaves: Sequence[fx.Node]) -> set[fx.Node] | None:
-    """The nodes that make `node` of `leaves` and stored weights, both included; None where they are many."""
-    found: set[fx.Node] = set()
-    waiting = [node]
-    while waiting:
-        one = waiting.pop()
-        if one in found:
-            continue
-        found.add(one)
-        if len(found) > MOST_NODES_AGAIN or (one.op == "placeholder" and one not in leaves):
-            return None
-        if one not in leaves:
-            waiting += one.all_input_nodes
-    return found
-
-
 def _made_of_all(inputs: Sequence[fx.Node], leaves: Sequence[fx.Node]) -> set[fx.Node]:
     return {one for node in inputs for one in _made_of(node, leaves) or ()}
 
 
-def _slice(
-    module: fx.GraphModule, leaves: Sequence[fx.Node], made: set[fx.Node], wanted: Sequence[fx.Node]
-) -> fx.GraphModule:
-    """A graph from `leaves` to the tuple of `wanted`."""
-    graph = fx.Graph()
-    copies: dict[fx.Node, fx.Node] = {leaf: graph.placeholder(leaf.name) for leaf in leaves}
-    for node in module.graph.nodes:
-        if node in made and node not in copies:
-            copies[node] = graph.node_copy(node, lambda one: copies[one])
-    graph.output(tuple(copies[node] for node in wanted))
-    return fx.GraphModule(module, graph, class_name="Slice")
+def _made_of(node: fx.Node, leaves: Sequence[fx.Node]) -> set[fx.Node] | None:
+    return nodes_between(node, leaves, MOST_NODES_AGAIN)
 
 
 def run_slice(module: fx.GraphModule, *values: Tensor) -> tuple[Tensor, ...]:

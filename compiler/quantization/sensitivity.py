@@ -26,12 +26,21 @@ MOST_ROWS = 512
 """Rows of output that go backward together: bounds the memory, which gradients of logits decide."""
 
 
-def gradient_power(program: Program, nodes: Iterable[fx.Node], data: Dataset, seed: int = 0) -> dict[fx.Node, Tensor]:
-    """For each node, the mean over rows of the squared gradient: [features]. Empty without calibration data."""
+def gradient_power(
+    program: Program,
+    nodes: Iterable[fx.Node],
+    data: Dataset,
+    seed: int = 0,
+    feature_dims: Mapping[fx.Node, int] | None = None,
+) -> dict[fx.Node, Tensor]:
+    """For each node, the mean over rows of the squared gradient: [features]. Empty without calibration data.
+
+    Features lie in the last dim, or where `feature_dims` says.
+    """
     totals: dict[fx.Node, Tensor] = {}
 
     def add(node: fx.Node, value: Tensor, gradient: Tensor) -> None:
-        power = gradient.float().square().flatten(0, -2).sum(0)
+        power = gradient.float().square().movedim((feature_dims or {}).get(node, -1), -1).flatten(0, -2).sum(0)
         totals[node] = totals[node] + power if node in totals else power
 
     rows = backward_passes(program, {node: node for node in nodes}, data, seed, add)

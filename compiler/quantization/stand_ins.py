@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from compiler.calibration import ActivationStatistics
-from compiler.quantization.compensation import Compensation, compensated_codes, damped, refitted_scales
+from compiler.quantization.block_rounding import TABLE_ROWS_AT_ONCE, Form, compensated_blocks, nearest_blocks
+from compiler.quantization.compensation import compensated_codes, damped
 from compiler.quantization.modules import (
     BlockQuantizedLinear,
     DynamicQuantizedLinear,
@@ -33,10 +34,6 @@ TOLERATED_NOISE = 1.2e-4
 WORTHWHILE_GAIN = 4.0
 """How many times less noise scales for rows must add."""
 TABLE_BLOCK_AT_4_BITS = 32
-NUMBERS_AT_ONCE = 2**22
-"""Weights whose codes are looked for together: a search takes a dozen times their memory, which matters for heads."""
-TABLE_ROWS_AT_ONCE = 2048
-"""Keeps what a search for scales needs in the cache, and memory low for large vocabularies."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +75,10 @@ class BlockForm:
         make = asymmetric_grid if self.zero_points else lopsided_grid
         return make(blocks, self.bits, self.clip, importance).in_half()
 
+    def refits(self) -> bool:
+        """Scales may be any numbers."""
+        return True
+
     def packed(self, codes: Tensor, grid: Grid) -> PackedBlocks:
         """The codes [out, blocks, block_size] on their grid, as kernels read them."""
         return PackedBlocks.of(codes, grid, self.bits, zero_points=self.zero_points)
@@ -109,42 +110,14 @@ def wants_row_scales(layer: LinearWeights) -> bool:
 
 def block_linear(layer: LinearWeights, form: BlockForm, rounding: Rounding) -> BlockQuantizedLinear:
     """Weight-only codes in blocks of inputs. Inputs are padded up to a whole block."""
-    in_features, size = layer.weight.shape[1], form.block_size
-    padding = -in_features % size
-    padded = torch.nn.functional.pad(layer.weight, (0, padding)) if padding else layer.weight
+    return BlockQuantizedLinear(rounded_blocks(layer, form, rounding), layer.bias)
+
+
+def rounded_blocks(layer: LinearWeights, form: Form, rounding: Rounding) -> PackedBlocks:
+    """The weight of a layer in a form; without statistics of its inputs to the nearest codes."""
     if rounding == "nearest" or layer.statistics is None:
-        return BlockQuantizedLinear(nearest_blocks(padded, form), layer.bias)
-    firm = damped(layer.statistics.second_moment, layer.statistics.row_count)
-    firm = torch.nn.functional.pad(firm, (0, padding, 0, padding))
-    firm.diagonal()[in_features:] = firm.diagonal()[:in_features].mean()
-    compensation = Compensation(firm)
-    parts = torch.split(padded, max(1, NUMBERS_AT_ONCE // padded.shape[1]))
-    packed = [_compensated_blocks(part, form, firm, compensation) for part in parts]
-    return BlockQuantizedLinear(PackedBlocks.joined(packed), layer.bias)
-
-
-def _compensated_blocks(weight: Tensor, form: BlockForm, firm: Tensor, compensation: Compensation) -> PackedBlocks:
-    """Some outputs of a layer, weight [out, blocks * block_size]."""
-    size = form.block_size
-    blocks = weight.reshape(len(weight), -1, size)  # [out, blocks, size]
-    grid = form.grid(blocks, firm.diagonal().sqrt().reshape(-1, size))
-    flat = Grid(_per_input(grid.scale, size), _per_input(grid.zero, size), grid.low, grid.high)
-    codes = compensation.codes(weight, flat).reshape(blocks.shape)
-    grid = Grid(refitted_scales(weight, grid, codes, firm), grid.zero, grid.low, grid.high).in_half()
-    return form.packed(codes, grid)
-
-
-def nearest_blocks(table: Tensor, form: BlockForm) -> PackedBlocks:
-    """A table [vocabulary, width] rounded to the nearest codes; blocks fill rows."""
-    codes, scales, zeros = [], [], []
-    for part in torch.split(table.detach(), TABLE_ROWS_AT_ONCE):
-        blocks = part.float().reshape(len(part), -1, form.block_size)
-        grid = form.grid(blocks)
-        codes.append(grid.codes(blocks).to(torch.uint8))
-        scales.append(grid.scale)
-        zeros.append(grid.zero)
-    whole = Grid(torch.cat(scales), torch.cat(zeros), 0, 2**form.bits - 1)
-    return form.packed(torch.cat(codes), whole)
+        return nearest_blocks(layer.weight, form)
+    return compensated_blocks(layer.weight, form, layer.statistics)
 
 
 def int8_convolution(
@@ -156,16 +129,18 @@ def int8_convolution(
     return QuantizedConvolution(grid.codes(rows).reshape(weight.shape), grid, bias, settings)
 
 
-def quantized_table(table: Tensor, bits: int, clip: Clip, dtype: torch.dtype) -> QuantizedEmbedding:
-    """A table [vocabulary, width] in few bits: one scale a row, at four bits one a block."""
+def quantized_table(
+    table: Tensor, bits: int, clip: Clip, dtype: torch.dtype, block_size: int | None = None
+) -> QuantizedEmbedding:
+    """A table [vocabulary, width] in few bits: one scale a row, at four bits one a block of `block_size`."""
     width = table.shape[1]
-    block_size = TABLE_BLOCK_AT_4_BITS if bits == 4 else block_at_least(width)
+    block_size = (block_size or TABLE_BLOCK_AT_4_BITS) if bits == 4 else block_at_least(width)
     per_scale = min(block_size, width)
     codes, scales = [], []
     for part in torch.split(table, TABLE_ROWS_AT_ONCE):
         padded = torch.nn.functional.pad(part.float(), (0, -width % per_scale))
         blocks = padded.reshape(len(part), -1, per_scale)  # [rows, blocks, per_scale]
-        grid = lopsided_grid(blocks, bits, clip)
+        grid = lopsided_grid(blocks, bits, clip).in_half()
         codes.append(grid.codes(blocks).flatten(1)[:, :width].to(torch.uint8))
         scales.append(grid.scale[..., 0])  # [rows, blocks]
     return QuantizedEmbedding(torch.cat(codes), torch.cat(scales), bits, block_size, dtype)
@@ -180,8 +155,3 @@ def block_that_divides(width: int, largest: int) -> int | None:
 def block_at_least(width: int) -> int:
     """The smallest block size that kernels know and that reaches `width`."""
     return max(SMALLEST_BLOCK, 1 << (width - 1).bit_length())
-
-
-def _per_input(per_block: Tensor, block_size: int) -> Tensor:
-    """[out, blocks, 1] to [out, blocks * block_size]."""
-    return per_block[..., 0].repeat_interleave(block_size, -1)

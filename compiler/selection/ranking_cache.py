@@ -5,14 +5,12 @@ A site's cost is written as soon as it is known, so that a ranking that was inte
 
 from __future__ import annotations
 
-import inspect
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from compiler.content_digest import batches_digest, program_digest, text_digest
+from compiler.content_digest import batches_digest, code_digest, program_digest, text_digest
 from compiler.kept_work import kept_folder, write_whole
 from compiler.rewriting import option_values
 from compiler.selection.ranking import SiteCost, cost_to_json, costs_from_json
@@ -24,10 +22,6 @@ if TYPE_CHECKING:
 
 KIND, FILE_NAME = "rankings", "costs.json"
 NOT_OPTIONS_OF_A_STAND_IN = ("layers", "rank")
-NO_PART = ("cli", "report", "frontends", "backends", "healing")
-"""Folders of this code that a cost does not depend on, but through the Program."""
-PARTS = ("compiler.passes.", "regraft_plugin_")
-"""How modules with stand-ins are called that are not below the core's folder: built-in passes and plugin files."""
 
 
 class RankingCache:
@@ -59,22 +53,8 @@ def ranking_digest(
         json.dumps(options, sort_keys=True),
         batches_digest(context.data.ranking),
         *asked,
-        _code_digest((type(graft), *map(type, probes))),
+        code_digest((type(graft), *map(type, probes))),
     )
-
-
-def _code_digest(classes: Sequence[type[Any]]) -> str:
-    """Of this code, of the files that define `classes`, and of plugins that are files."""
-    import torch
-
-    import compiler
-
-    core = Path(compiler.__file__).parent
-    files = {file for file in core.rglob("*.py") if file.relative_to(core).parts[0] not in NO_PART}
-    files |= {Path(inspect.getfile(one)) for one in classes}
-    loaded = (module.__file__ for name, module in sys.modules.items() if name.startswith(PARTS))
-    files |= {Path(file) for file in loaded if file}
-    return text_digest(torch.__version__, *(file.read_text(encoding="utf-8") for file in sorted(files)))
 
 
 def _read(path: Path) -> dict[str, SiteCost]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from compiler.quantization.calibration_walk import CalibrationWalk
+from compiler.quantization.calibration_walk import calibration_walk
 from compiler.quantization.compensation import damped
 from compiler.quantization.stand_ins import LinearWeights, linear_weights
 from compiler.structured.fisher import fisher_sums
@@ -68,7 +68,7 @@ class Layers:
 
     def __init__(self, sites: Sequence[Site], program: Program, context: PassContext, method: Method) -> None:
         self._program, self._method = program, method
-        self._walk = CalibrationWalk(program, context.data) if method in ("whitened", "whitened-fisher") else None
+        self._walk = calibration_walk(program, context) if method in ("whitened", "whitened-fisher") else None
         by_gradients = method in ("fisher", "whitened-fisher")
         self._fisher = fisher_sums(program, sites, context.data, context.seed) if by_gradients else {}
 

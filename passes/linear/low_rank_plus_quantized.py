@@ -67,7 +67,9 @@ class LowRankPlusQuantized(LinearGraft):
             return f"codes and correction take {stored} bytes, no fewer than the {dense} of the weight"
         note = f"{bits}-bit codes and rank {self.weight_rank}, {layer.said(lost)}, {alone:.2%} without the correction"
         gentler = (lambda: self._gentler(layer)) if bits < 8 else None
-        return Replacement(module, note, heal=("correction.*",), settle=correction.settle, gentler=gentler)
+        return Replacement(
+            module, note, heal=("correction.*",), learn=correction.learn, settle=correction.settle, gentler=gentler
+        )
 
     def _gentler(self, layer: Layer) -> Replacement | Refusal:
         rung = self._rung(layer, 8)

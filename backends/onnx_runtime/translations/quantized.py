@@ -183,5 +183,5 @@ def _six_bit_rows(w: GraphWriter, indices: fx.Node, weight: fx.Node, scales: fx.
 
     codes = w.shared(("six-bit table", str(weight.target)), table)
     rows = w.emit("Gather", codes, w.value(indices), axis=0)
-    row_scales = w.emit("Gather", w.value(scales), w.value(indices), axis=0)
+    row_scales = w.emit("Gather", _held_in_half(w, scales), w.value(indices), axis=0)
     return w.emit("Mul", w.cast(rows, torch.float32), row_scales)
