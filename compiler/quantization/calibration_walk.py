@@ -8,13 +8,14 @@ Memory: what later nodes still read, of every batch, and two second moments [fea
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, fx, nn
 
 from compiler.calibration import ActivationStatistics, Gathering
+from compiler.convolution_patches import patches_of
 from compiler.lanes import Lane, dead_after
 
 if TYPE_CHECKING:
@@ -48,8 +49,14 @@ class CalibrationWalk:
         self._known: dict[fx.Node, ActivationStatistics | None] = {}
 
     def statistics(self, site: Site) -> ActivationStatistics | None:
-        """Of the first input of `site`, which must not have been computed; None where no data reaches it."""
+        """Of the first input of `site`, which must not have been computed; None where no data reaches it.
+
+        Of a convolution with one group: of the patches that its kernel sees, [channels * kernel].
+        """
         x = site.inputs[0]
+        patches = patches_of(site)
+        if patches is not None:
+            return self._gathered(x, patches)
         if x not in self._known:
             while len(self._known) >= KNOWN_AT_ONCE:
                 del self._known[next(iter(self._known))]
@@ -70,13 +77,13 @@ class CalibrationWalk:
             while self._next <= self._position[node]:
                 self._step(self._nodes[self._next])
 
-    def _gathered(self, x: fx.Node) -> ActivationStatistics | None:
+    def _gathered(self, x: fx.Node, rows: Callable[[Tensor], Tensor] | None = None) -> ActivationStatistics | None:
         self._reach([x])
         gathering = Gathering()
         for lane, batch in zip(self._lanes, self._batches, strict=True):
             value = lane.env[x]
             if isinstance(value, Tensor) and value.is_floating_point() and value.dim() >= 2:
-                gathering.add(value, self.data.row_mask(batch, value))
+                gathering.add(*((value, self.data.row_mask(batch, value)) if rows is None else (rows(value), None)))
         return gathering.finished() if gathering.row_count else None
 
     @torch.no_grad()

@@ -10,14 +10,17 @@ from torch import fx
 
 from compiler.errors import CompilerError, nearest_hint
 from compiler.sites.attention import match_attention
+from compiler.sites.attention_block import match_attention_block
 from compiler.sites.cache import match_cache
 from compiler.sites.convolution import match_convolution
+from compiler.sites.convolution_chain import match_convolution_chain
 from compiler.sites.embedding import match_embedding
 from compiler.sites.feed_forward import match_feed_forward
 from compiler.sites.linear import match_linear
 from compiler.sites.names import unique
 from compiler.sites.norm import match_norm
 from compiler.sites.quantized import match_quantized, match_quantized_activation
+from compiler.sites.residual_layer import match_residual_layer
 from compiler.sites.site import Refusal, Site
 from compiler.sites.token_mixer import match_token_mixer
 
@@ -33,10 +36,13 @@ KINDS: dict[str, Matcher] = {
     "norm": match_norm,
     "linear": match_linear,
     "convolution": match_convolution,
+    "convolution-chain": match_convolution_chain,
     "attention": match_attention,
+    "attention-block": match_attention_block,
     "token-mixer": match_token_mixer,
     "cache": match_cache,
     "feed-forward": match_feed_forward,
+    "residual-layer": match_residual_layer,
     "quantized": match_quantized,
     "quantized-activation": match_quantized_activation,
 }
