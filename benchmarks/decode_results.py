@@ -11,13 +11,14 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+RESULTS = "decode_speed.json"
 RATES = {"prefill": "prefill_tokens_per_second", "decode": "decode_tokens_per_second"}
 
 
 def write_decode_results(record: dict[str, Any], folder: Path, console: Console) -> None:
     """Show `record` and write decode_speed.json and decode_speed.md into `folder`."""
     folder.mkdir(exist_ok=True)
-    (folder / "decode_speed.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    (folder / RESULTS).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     machine = record["machine"]
     lines = [
         "# Decoding SmolLM2-135M",

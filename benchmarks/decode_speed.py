@@ -7,7 +7,7 @@ being what the others are compared with. Peers: llama.cpp in Q4_0 and Q8_0 from 
 that its builder makes of the checkpoint, transformers in float32. Every side is a process of its own, stopped by the
 system while another one is measured. Sides take turns, and take turns at going first. A prompt of random tokens is read
 anew for every figure; decoding then goes on from it, and what it wrote is taken back before the next round. The tables
-go to the terminal and to benchmarks/results/decode_speed.*.
+go to the terminal and to benchmarks/results/decode_speed.*; sides are only ever compared within one run.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from decode_results import write_decode_results
+from decode_results import RESULTS, write_decode_results
 from decode_side import DecodeSide, cache_values_per_token, measure_bandwidth
 from minilm_int8 import processor
 from rich.console import Console
@@ -63,7 +63,18 @@ def main() -> None:
         },
         "contexts": contexts,
     }
+    if arguments.add:
+        record = _joined(arguments.results / RESULTS, record)
     write_decode_results(record, arguments.results, Console())
+
+
+def _joined(path: Path, record: dict[str, Any]) -> dict[str, Any]:
+    """`record` with the contexts that an earlier run on this machine measured and it did not."""
+    earlier = json.loads(path.read_text(encoding="utf-8"))
+    if earlier["machine"]["processor"] != record["machine"]["processor"]:
+        raise SystemExit(f"{path} was measured on another machine: leave --add out")
+    contexts = sorted({**earlier["contexts"], **record["contexts"]}.items(), key=lambda item: int(item[0]))
+    return {**record, "sides": {**earlier["sides"], **record["sides"]}, "contexts": dict(contexts)}
 
 
 def _arguments() -> argparse.Namespace:
@@ -80,6 +91,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--without", action="append", default=[], metavar="SIDE", help="leave a peer out")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--longest", type=int, default=LONGEST, help="tokens that the peers make room for")
+    parser.add_argument("--add", action="store_true", help="keep the contexts of an earlier run that this one lacks")
     parser.add_argument("--results", type=Path, default=HERE / "results", help="where the tables go")
     parser.add_argument("--work", type=Path, help="keep the peers' models here, and use those that are there")
     arguments = parser.parse_args()
