@@ -22,6 +22,7 @@ class Eager(Backend):
 
     name: ClassVar[str] = "eager"
     targets: ClassVar[tuple[str, ...]] = ("cpu", "linux-x86_64", "linux-aarch64")
+    by_definition: ClassVar[bool] = True
 
     def refuses(self, program: Program, target: Target) -> str | None:
         """Targets that torch on a processor does not serve."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
@@ -36,10 +37,17 @@ class Lowered:
 
 
 class Backend(ABC):
-    """Lowers a Program for a target."""
+    """Lowers a Program for a target.
+
+    `kernels` are the operators of the dialect that it runs by a kernel which computes with the codes as they are
+    stored, and the name of that kernel. What stands in other codes is unpacked to floats when the model runs: smaller,
+    but no faster. A `by_definition` backend is a reference that promises no speed of anything.
+    """
 
     name: ClassVar[str]
     targets: ClassVar[tuple[str, ...]]
+    kernels: ClassVar[Mapping[str, str]] = {}
+    by_definition: ClassVar[bool] = False
 
     @abstractmethod
     def refuses(self, program: Program, target: Target) -> str | None:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from compiler.frontends import Frontend
     from compiler.mixers import Mixer
     from compiler.program import Program
+    from compiler.quantization.formats import WeightFormat
     from compiler.rewriting import Pass, PassContext, PassResult
 
 PROJECT = "regraft"
@@ -49,6 +50,11 @@ def register_probes() -> list[type[Probe]]:  # type: ignore[empty-body]
 @hookspec
 def register_mixers() -> list[type[Mixer]]:  # type: ignore[empty-body]
     """Return the mixer classes that this plugin adds, for `linear-attention:kind=`; each is found by its `name`."""
+
+
+@hookspec
+def register_formats() -> list[type[WeightFormat]]:  # type: ignore[empty-body]
+    """Return the weight formats that this plugin adds, for `quantize-weights:format=`; each is found by its `name`."""
 
 
 @hookspec

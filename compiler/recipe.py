@@ -43,6 +43,9 @@ class Recipe:
     seed: int = 0
     inputs: tuple[str, ...] = ()
     heal: HealingOptions | None = None
+    allow_simulated: bool = False
+    budget: tuple[str, ...] = ()
+    """Limits as --budget says them. Once passes are built they hold them, and so do the recipes of artifacts."""
 
     def text(self) -> str:
         """The recipe as TOML."""
@@ -58,6 +61,8 @@ class Recipe:
             values["inputs"] = list(self.inputs)
         if self.heal is not None:
             values["heal"] = self.heal.values()
+        if self.allow_simulated:
+            values["allow_simulated"] = True
         passes = self.passes or ()
         values["passes"] = [
             {
@@ -86,20 +91,22 @@ class Recipe:
         known: dict[str, tuple[type, ...]] = {
             "model": (str,), "backend": (str,), "target": (str,), "data": (str,), "max_drop": (float, int),
             "seed": (int,), "inputs": (list,), "passes": (list,), "heal": (dict, float, int),
+            "allow_simulated": (bool,), "budget": (list,),
         }  # fmt: skip
         for name, value in values.items():
             if name not in known:
                 raise CompilerError(
                     doing, f"there is no key {name!r}", nearest_hint(name, known, f"Keys: {', '.join(known)}.")
                 )
-            if not isinstance(value, known[name]) or isinstance(value, bool):
+            if not isinstance(value, known[name]) or isinstance(value, bool) != (known[name] == (bool,)):
                 raise CompilerError(
                     doing, f"{name} = {value!r} has the wrong type", f"It should be {known[name][0].__name__}."
                 )
         if "passes" in values:
             values["passes"] = tuple(_pass_from_table(doing, table) for table in values["passes"])
-        if "inputs" in values:
-            values["inputs"] = tuple(str(item) for item in values["inputs"])
+        for name in ("inputs", "budget"):
+            if name in values:
+                values[name] = tuple(str(item) for item in values[name])
         if "heal" in values:
             given = values["heal"]
             values["heal"] = healing_options(doing, given if isinstance(given, dict) else {"minutes": given})

@@ -1,7 +1,7 @@
 """Finds every plugin, built in or not, and answers what is registered under a name.
 
-Every module in compiler.passes, backends, frontends, evidence.probes and plugins is a plugin; so is every entry point
-of group `regraft` and every file given by --plugin. All use the hooks of `compiler.hookspecs`.
+Every module in compiler.passes, backends, frontends, evidence.probes, quantization.formats and plugins is a plugin; so
+is every entry point of group `regraft` and every file given by --plugin. All use the hooks of `compiler.hookspecs`.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from compiler.evidence import Probe
     from compiler.frontends import Frontend
     from compiler.mixers import Mixer
+    from compiler.quantization.formats import WeightFormat
     from compiler.rewriting import Pass
 
 BUILT_IN = (
@@ -34,6 +35,7 @@ BUILT_IN = (
     "compiler.backends",
     "compiler.frontends",
     "compiler.evidence.probes",
+    "compiler.quantization.formats",
     "compiler.plugins",
 )
 
@@ -75,6 +77,10 @@ class Registry:
     def mixers(self) -> dict[str, type[Mixer]]:
         """Mixer classes by name, sorted."""
         return self._collect("register_mixers", "mixer")
+
+    def formats(self) -> dict[str, type[WeightFormat]]:
+        """Weight formats by name, sorted."""
+        return self._collect("register_formats", "format")
 
     def pipelines(self) -> dict[str, str]:
         """Named pipelines. A family of rewrites, such as `fuse`, is one unless a plugin registers that name."""

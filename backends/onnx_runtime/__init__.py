@@ -52,6 +52,11 @@ class OnnxRuntime(Backend):
 
     name: ClassVar[str] = "onnx_runtime"
     targets: ClassVar[tuple[str, ...]] = ("cpu", "linux-x86_64", "linux-aarch64", "wasm")
+    kernels: ClassVar[Mapping[str, str]] = {
+        "regraft::dynamic_quantized_linear": "DynamicQuantizeMatMul",
+        "regraft::quantized_linear": "MatMulNBits",
+        "regraft::quantized_embedding": "GatherBlockQuantized",
+    }
 
     def refuses(self, program: Program, target: Target) -> str | None:
         """Targets without a processor's kernels, dtypes without kernels, operators that cannot be written."""

@@ -81,5 +81,10 @@ def looking_context(loaded: LoadedModel, shared: Shared, data: str | None = None
     registry = loaded.registry
     probes = tuple(probe() for probe in registry.probes().values())
     return PassContext(
-        Target("cpu"), dataset, progress=shared.terminal.progress, mixers=registry.mixers(), probes=probes
+        Target("cpu"),
+        dataset,
+        progress=shared.terminal.progress,
+        mixers=registry.mixers(),
+        formats=registry.formats(),
+        probes=probes,
     )

@@ -10,6 +10,8 @@ Source: Frantar et al. 2022, arXiv:2210.17323, algorithm 1, with columns in orde
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -57,7 +59,7 @@ class Compensation:
     def __init__(self, firm: Tensor) -> None:
         """`firm` [in, in] is the damped second moment of the inputs."""
         self._order = torch.argsort(firm.diagonal(), descending=True, stable=True)
-        self._factor = _inverse_factor(firm[self._order][:, self._order])
+        self._factor = inverse_factor(firm[self._order][:, self._order])
 
     def codes(self, weight: Tensor, grid: Grid) -> Tensor:
         """As `compensated_codes` gives them."""
@@ -74,8 +76,8 @@ class Compensation:
             errors = torch.empty_like(rest[start:stop])
             for index in range(start, stop):
                 row, error, step, offset = rest[index], errors[index - start], scale[index], zero[index]
-                code = torch.div(row, step, out=codes[index]).round_().add_(offset).clamp_(grid.low, grid.high)
-                torch.sub(row, (code - offset).mul_(step), out=error).mul_(inverse_diagonal[index])
+                codes[index] = code = grid.nearest(row / step, offset)
+                torch.sub(row, grid.steps(code, offset).mul_(step), out=error).mul_(inverse_diagonal[index])
                 rest[index + 1 : stop].addr_(factor[index, index + 1 : stop], error, alpha=-1)
             rest[stop:].addmm_(factor[start:stop, stop:].T, errors, alpha=-1)
         result = torch.empty_like(codes)
@@ -86,8 +88,8 @@ class Compensation:
 def refitted_scales(weight: Tensor, grid: Grid, codes: Tensor, firm: Tensor) -> Tensor:
     """The scales [out, blocks, 1] that leave the least error of the outputs with these codes [out, blocks, size].
 
-    weight is [out, blocks * size], `firm` as above. With v_b the codes of block b less its zero, the scales s of an
-    output solve sum_c (v_b H_bc v_c) s_c = v_b H_b w. Where that has no solution, the old scales stay.
+    weight is [out, blocks * size], `firm` as above. With v_b the steps of block b, the scales s of an output solve
+    sum_c (v_b H_bc v_c) s_c = v_b H_b w. Where that has no solution, the old scales stay.
     """
     parts = range(0, len(weight), ROWS_AT_ONCE)
     fitted = [
@@ -97,7 +99,7 @@ def refitted_scales(weight: Tensor, grid: Grid, codes: Tensor, firm: Tensor) -> 
 
 
 def _fitted(weight: Tensor, grid: Grid, codes: Tensor, firm: Tensor) -> Tensor:
-    unit = codes - grid.zero  # [out, blocks, size]
+    unit = grid.steps(codes, grid.zero)  # [out, blocks, size]
     outputs, blocks, size = unit.shape
     system = unit.new_empty(outputs, blocks, blocks)
     for block, rows in enumerate(torch.split(firm, size)):
@@ -114,11 +116,11 @@ def _fitted(weight: Tensor, grid: Grid, codes: Tensor, firm: Tensor) -> Tensor:
 
 def _rows(grid: Grid, start: int) -> Grid:
     part = slice(start, start + ROWS_AT_ONCE)
-    return Grid(grid.scale[part], grid.zero[part], grid.low, grid.high)
+    return replace(grid, scale=grid.scale[part], zero=grid.zero[part])
 
 
-def _inverse_factor(firm: Tensor) -> Tensor | None:
-    """The upper Cholesky factor of the inverse; None where there is none."""
+def inverse_factor(firm: Tensor) -> Tensor | None:
+    """The upper Cholesky factor U of the inverse, firm^-1 = U^T U; None where there is none."""
     mean = firm.diagonal().mean()
     if not torch.isfinite(mean) or mean <= 0:
         return None

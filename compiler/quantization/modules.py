@@ -66,13 +66,16 @@ class RowScaledLinear(nn.Module):
 
 @dataclass(frozen=True)
 class PackedBlocks:
-    """A weight [out, in] in few bits: weight uint8 [out, blocks, block_size * bits / 8], scales [out, blocks]."""
+    """A weight [out, in] in few bits: weight [out, blocks, block_size * bits / 8] (uint8) or as its format stores it,
+    scales [out, blocks]. `table` is what codes stand for, where a format looks that up.
+    """
 
     weight: Tensor
     scales: Tensor
     zero_points: Tensor | None
     bits: int
     block_size: int
+    table: Tensor | None = None
 
     @classmethod
     def of(cls, codes: Tensor, grid: Grid, bits: int, *, zero_points: bool) -> PackedBlocks:
@@ -82,16 +85,23 @@ class PackedBlocks:
         return cls(pack_codes(codes, bits).contiguous(), scales, packed, bits, codes.shape[-1])
 
     @classmethod
+    def in_half(cls, weight: Tensor, scales: Tensor, bits: int, table: Tensor | None = None) -> PackedBlocks:
+        """A weight as it is stored, with scales [out, blocks] in float16 where that holds them."""
+        halves = scales.half()
+        held = halves if torch.equal(halves.float(), scales) else scales
+        return cls(weight, held.contiguous(), None, bits, weight.shape[-1] * 8 // bits, table)
+
+    @classmethod
     def joined(cls, parts: Sequence[PackedBlocks]) -> PackedBlocks:
         """The rows of all parts, which have one form, in order."""
         first = parts[0]
         points = [part.zero_points for part in parts if part.zero_points is not None]
         weight, scales = torch.cat([part.weight for part in parts]), torch.cat([part.scales for part in parts])
-        return cls(weight, scales, torch.cat(points) if points else None, first.bits, first.block_size)
+        return cls(weight, scales, torch.cat(points) if points else None, first.bits, first.block_size, first.table)
 
 
-class BlockQuantizedLinear(nn.Module):
-    """Weights of 2, 4 or 8 bits with a scale, and maybe a zero point, for each block of inputs.
+class ScaledBlocks(nn.Module):
+    """A linear layer of steps times scales, [out, blocks, block_size] and [out, blocks].
 
     Between `learn_scales` and `settle`, each scale is multiplied with one plus its gain, a parameter.
     """
@@ -115,12 +125,40 @@ class BlockQuantizedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x [..., in] to [..., out]."""
-        y: Tensor
         if self.gains is None:
-            y = quantized_linear(x, self.weight, self.scales, self.zero_points, self.bias, self.bits, self.block_size)
-            return y
-        y = BlockProduct.apply(x, self.steps, self.scales * (1 + self.gains))  # type: ignore[no-untyped-call]
+            return self.product(x)
+        scales = self.float_scales() * (1 + self.gains)
+        y: Tensor = BlockProduct.apply(x, self.steps, scales)  # type: ignore[no-untyped-call]
         return y if self.bias is None else y + self.bias
+
+    def product(self, x: Tensor) -> Tensor:
+        """x [..., in] to [..., out] while nothing is learned."""
+        raise NotImplementedError
+
+    def float_scales(self) -> Tensor:
+        """The scales that the steps take: float32 [out, blocks]."""
+        return self.scales
+
+    def learn_scales(self) -> None:
+        """Give every scale a gain that can be trained."""
+        raise NotImplementedError
+
+    def settle(self) -> None:
+        """Put the gains into the scales, and be as before."""
+        if self.gains is not None:
+            learned = (self.scales.float() * (1 + self.gains.detach()))[..., None]
+            self.scales = Grid(learned, learned, 0, 0).in_half().scale[..., 0].to(self.scales.dtype).contiguous()
+        self.gains = self.steps = None
+
+
+class BlockQuantizedLinear(ScaledBlocks):
+    """Weights of 2, 4 or 8 bits with a scale, and maybe a zero point, for each block of inputs."""
+
+    def product(self, x: Tensor) -> Tensor:
+        """One product with the codes as they are."""
+        y: Tensor
+        y = quantized_linear(x, self.weight, self.scales, self.zero_points, self.bias, self.bits, self.block_size)
+        return y
 
     def learn_scales(self) -> None:
         """Give every scale a gain that can be trained."""
@@ -131,13 +169,6 @@ class BlockQuantizedLinear(nn.Module):
             middle = unpack_zero_points(self.zero_points, self.bits, self.scales.shape[1]).to(torch.int16)
         steps = codes - middle[..., None]
         self.steps = steps if self.bits == 8 else steps.to(torch.int8)
-
-    def settle(self) -> None:
-        """Put the gains into the scales, and be as before."""
-        if self.gains is not None:
-            learned = (self.scales * (1 + self.gains.detach()))[..., None]
-            self.scales = Grid(learned, learned, 0, 2**self.bits - 1).in_half().scale[..., 0].contiguous()
-        self.gains = self.steps = None
 
 
 class SharedTableRows(nn.Module):

@@ -7,7 +7,7 @@ full range down and keeps the best for every row (Banner et al. 2019, arXiv:1810
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -27,7 +27,8 @@ SMALLEST_HALF = 2.0**-14
 class Grid:
     """What codes stand for: value = (code - zero) * scale, codes between `low` and `high`.
 
-    scale and zero [..., 1] hold for the last dim of the weights they were made for.
+    scale and zero [..., 1] hold for the last dim of the weights they were made for. A grid whose steps are not even
+    overrides `nearest` and `steps`.
     """
 
     scale: Tensor
@@ -37,11 +38,19 @@ class Grid:
 
     def codes(self, weight: Tensor) -> Tensor:
         """The nearest codes, whole numbers in float32, in the shape of `weight`."""
-        return (torch.round(weight / self.scale) + self.zero).clamp_(self.low, self.high)
+        return self.nearest(weight / self.scale, self.zero)
 
     def values(self, codes: Tensor) -> Tensor:
         """What the codes stand for."""
-        return (codes - self.zero) * self.scale
+        return self.steps(codes, self.zero) * self.scale
+
+    def nearest(self, quotient: Tensor, zero: Tensor) -> Tensor:
+        """The codes nearest to weights over their scales, halves to even. It may overwrite `quotient`."""
+        return quotient.round_().add_(zero).clamp_(self.low, self.high)
+
+    def steps(self, codes: Tensor, zero: Tensor) -> Tensor:
+        """What the codes stand for, in units of the scale."""
+        return codes - zero
 
     def in_half(self) -> Grid:
         """With scales rounded to float16, which files then hold in half the bytes; as it is where some are too large or
@@ -49,7 +58,7 @@ class Grid:
         """
         rounded = torch.where(self.scale.abs() <= SMALLEST_SCALE, SMALLEST_HALF, self.scale).half().float()
         fits = torch.isfinite(rounded).all() and bool((rounded.abs() >= SMALLEST_HALF).all())
-        return Grid(rounded, self.zero, self.low, self.high) if fits else self
+        return replace(self, scale=rounded) if fits else self
 
 
 def symmetric_grid(weight: Tensor, bits: int, clip: Clip) -> Grid:
@@ -57,8 +66,8 @@ def symmetric_grid(weight: Tensor, bits: int, clip: Clip) -> Grid:
     high = 2 ** (bits - 1) - 1
     extreme = weight.abs().amax(-1, keepdim=True)
     zero = torch.zeros_like(extreme)
-    candidates = (Grid(_positive(extreme * factor / high), zero, -high, high) for factor in _factors(bits, clip))
-    return _best(weight, candidates)
+    candidates = (Grid(positive(extreme * factor / high), zero, -high, high) for factor in part_factors(bits, clip))
+    return least_error_grid(weight, candidates)
 
 
 def lopsided_grid(weight: Tensor, bits: int, clip: Clip, importance: Tensor | None = None) -> Grid:
@@ -71,8 +80,8 @@ def lopsided_grid(weight: Tensor, bits: int, clip: Clip, importance: Tensor | No
     position = weight.abs().argmax(-1, keepdim=True)
     extreme = weight.gather(-1, position) / -middle
     zero = torch.full_like(extreme, middle)
-    candidates = (Grid(_away_from_zero(extreme * f), zero, 0, 2**bits - 1) for f in _factors(bits, clip))
-    return _best(weight, candidates, importance)
+    candidates = (Grid(_away_from_zero(extreme * f), zero, 0, 2**bits - 1) for f in part_factors(bits, clip))
+    return least_error_grid(weight, candidates, importance)
 
 
 def asymmetric_grid(weight: Tensor, bits: int, clip: Clip, importance: Tensor | None = None) -> Grid:
@@ -81,14 +90,16 @@ def asymmetric_grid(weight: Tensor, bits: int, clip: Clip, importance: Tensor | 
     top, bottom = weight.amax(-1, keepdim=True).clamp(min=0), weight.amin(-1, keepdim=True).clamp(max=0)
 
     def grid(factor: float, shift: int) -> Grid:
-        scale = _positive((top - bottom) * factor / high)
+        scale = positive((top - bottom) * factor / high)
         return Grid(scale, (torch.round(-bottom * factor / scale) + shift).clamp(0, high), 0, high)
 
     shifts = ZERO_SHIFTS if clip == "mse" else (0,)
-    return _best(weight, (grid(factor, shift) for factor in _factors(bits, clip) for shift in shifts), importance)
+    return least_error_grid(
+        weight, (grid(factor, shift) for factor in part_factors(bits, clip) for shift in shifts), importance
+    )
 
 
-def _factors(bits: int, clip: Clip) -> list[float]:
+def part_factors(bits: int, clip: Clip) -> list[float]:
     """Parts of the full range to try. Few bits gain from harder clipping than many."""
     if clip == "none":
         return [1.0]
@@ -96,7 +107,8 @@ def _factors(bits: int, clip: Clip) -> list[float]:
     return [1.0 - width * step for step in range(steps)]
 
 
-def _best(weight: Tensor, candidates: Iterable[Grid], importance: Tensor | None = None) -> Grid:
+def least_error_grid(weight: Tensor, candidates: Iterable[Grid], importance: Tensor | None = None) -> Grid:
+    """Of grids for rows weight [..., n] the one with the least squared error, row by row; importance as above."""
     best: Grid | None = None
     least = torch.empty(0)
     for grid in candidates:
@@ -108,12 +120,13 @@ def _best(weight: Tensor, candidates: Iterable[Grid], importance: Tensor | None 
         better = error < least
         least = torch.where(better, error, least)
         scale, zero = torch.where(better, grid.scale, best.scale), torch.where(better, grid.zero, best.zero)
-        best = Grid(scale, zero, grid.low, grid.high)
+        best = replace(grid, scale=scale, zero=zero)
     assert best is not None
     return best
 
 
-def _positive(scale: Tensor) -> Tensor:
+def positive(scale: Tensor) -> Tensor:
+    """Scales of which none is zero."""
     return scale.clamp(min=SMALLEST_SCALE)
 
 

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor, fx
 
+from compiler.quantization.block_rounding import Form, nearest_blocks
 from compiler.quantization.modules import PackedBlocks
-from compiler.quantization.stand_ins import BlockForm, nearest_blocks
 
 if TYPE_CHECKING:
     from compiler.program import Program
@@ -25,7 +25,7 @@ class SharedTables:
     def __init__(self, sites: Sequence[Site], program: Program) -> None:
         """`sites` are those that may be quantized; a weight that anything else reads is none of these tables."""
         self._program = program
-        self._packed: dict[tuple[int, BlockForm], PackedBlocks] = {}
+        self._packed: dict[tuple[int, Form], PackedBlocks] = {}
         by_weight: dict[int, list[Site]] = {}
         for site in sites:
             if site.kind in ("embedding", "linear"):
@@ -36,7 +36,7 @@ class SharedTables:
         """Names of the other sites that read the table of `site`; empty where it is not shared."""
         return [one.name for one in self._shared.get(self._key(site), ()) if one.output is not site.output]
 
-    def packed(self, site: Site, form: BlockForm) -> PackedBlocks:
+    def packed(self, site: Site, form: Form) -> PackedBlocks:
         """The codes of its table in this form: the same tensors for every site that reads it."""
         key = self._key(site), form
         if key not in self._packed:

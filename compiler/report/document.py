@@ -9,6 +9,7 @@
                         captured; after also payload_bytes
     payload             fidelity of the lowered payload itself; null where it could not be run
     max_drop            the budget, or null
+    allow_simulated     whether formats without a kernel were let in
     passes              in order: name, text, make, changed_count, states (count by state), evidence, notes, ranking,
                         healing (null, or what was trained: the fields of compiler/healing/record.py)
     passes.ranking      null, or why a graft took the sites it took: rank, error (what errors are of), data, seconds,
@@ -80,6 +81,7 @@ def report_document(result: CompileResult) -> dict[str, Any]:
         },
         "payload": fidelity_document(payload.fidelity if payload else None),
         "max_drop": result.recipe.max_drop,
+        "allow_simulated": result.recipe.allow_simulated,
         "passes": [_pass_document(record) for record in result.records],
         "sites": [site for record in result.records for site in _site_documents(record)],
         "latency": None if payload is None else _latency_document(payload),

@@ -8,8 +8,9 @@ from torch import Tensor, nn
 
 from compiler.ops.quantized_linear import dequantized_weight
 from compiler.quantization.block_product import BlockProduct
+from compiler.quantization.block_rounding import nearest_blocks
 from compiler.quantization.modules import BlockQuantizedLinear
-from compiler.quantization.stand_ins import BlockForm, nearest_blocks
+from compiler.quantization.stand_ins import BlockForm
 
 
 def plain_product(x: Tensor, steps: Tensor, scales: Tensor) -> Tensor:

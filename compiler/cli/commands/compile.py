@@ -28,6 +28,13 @@ def compile_command(
     backend: Annotated[str | None, Parameter(help="See: compile backends")] = None,
     target: Annotated[str | None, Parameter(help="See: compile targets")] = None,
     data: DataPath = None,
+    budget: Annotated[
+        tuple[str, ...],
+        Parameter(
+            help="size=0.35, flops=0.5 or latency=0.6 of the model's, or size=20MB, latency=8ms: what stands where "
+            "is chosen among all grafts, or those in --passes, at least cost; may be repeated."
+        ),
+    ] = (),
     max_drop: Annotated[float | None, Parameter(help="What outputs may lose; sites beyond it are given back.")] = None,
     inputs: Inputs = (),
     heal: Annotated[
@@ -36,6 +43,10 @@ def compile_command(
     ] = None,
     heal_folder: Annotated[
         Path | None, Parameter(help="Where healing keeps its work, so that a killed run goes on; a cache if left out.")
+    ] = None,
+    allow_simulated: Annotated[
+        bool | None,
+        Parameter(negative=(), help="Take formats without a kernel: smaller, but unpacked to floats when they run."),
     ] = None,
     seed: Annotated[int | None, Parameter(help="Seed of everything that is random.")] = None,
     allow_pickle: AllowPickle = False,
@@ -55,7 +66,9 @@ def compile_command(
         "backend": backend,
         "target": target,
         "data": data,
+        "budget": budget or None,
         "max_drop": max_drop,
+        "allow_simulated": allow_simulated,
         "seed": seed,
         "inputs": inputs or None,
         "heal": None if heal is None else parse_healing(heal),
