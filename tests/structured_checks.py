@@ -70,6 +70,17 @@ def products(program: Program) -> list[tuple[int, ...]]:
     return [tuple(node.args[1].meta["val"].shape) for node in found]
 
 
+def flat_and_steep(program: Program, flat: str, steep: str) -> None:
+    """Give one weight singular values that are all alike, and the other one two that are far above the rest."""
+    generator = torch.Generator().manual_seed(0)
+    rows, columns = program.weight(flat).shape
+    tall = torch.linalg.qr(torch.randn(max(rows, columns), min(rows, columns), generator=generator)).Q
+    program.set_weight(flat, (tall if rows >= columns else tall.T).contiguous())
+    rows, columns = program.weight(steep).shape
+    two = torch.randn(rows, 2, generator=generator) @ torch.randn(2, columns, generator=generator)
+    program.set_weight(steep, two + 1e-3 * torch.randn(rows, columns, generator=generator))
+
+
 @functools.cache
 def canonical(model: str) -> Program:
     """A zoo model as the pass meets it; not to be changed by a test."""

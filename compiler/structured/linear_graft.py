@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 from compiler.rewriting import Graft, PassContext, Replacement
 from compiler.selection.layer_choice import ChoosesLayers
 from compiler.sites import Refusal, Site
-from compiler.structured.linear_layers import Layer, Layers, too_large, unfit
+from compiler.structured.allocation import ALLOCATION_HELP, Allocation
+from compiler.structured.linear_layers import Layer, Layers, allotted, too_large, unfit
 from compiler.structured.modules import has_even_blocks
 from compiler.structured.structure import Structure, check_blocks
 from compiler.structured.weighing import Method
@@ -34,6 +35,9 @@ class LinearGraft(ChoosesLayers, Graft):
     def stand_in(self, layer: Layer) -> Replacement | str:
         """What stands in for a layer, or why nothing does."""
 
+    def prepare(self, sites: Sequence[Site], layers: Layers) -> None:
+        """Called before the first stand-in is made, with those sites that can have one."""
+
     def propose(self, site: Site, program: Program, context: PassContext) -> Replacement | Refusal:
         """The stand-in for one site."""
         return next(self.propose_all((site,), program, context))
@@ -43,6 +47,7 @@ class LinearGraft(ChoosesLayers, Graft):
     ) -> Iterator[Replacement | Refusal]:
         """Each site in turn, with the inputs that the stand-ins before it leave it."""
         layers = Layers(sites, program, context, self.method)
+        self.prepare([site for site in sites if unfit(site, program) is None], layers)
         for site in sites:
             proposal = unfit(site, program) or self.stand_in(layers.layer(site))
             if isinstance(proposal, str):
@@ -73,7 +78,7 @@ class StructuredGraft(LinearGraft):
 
     def stand_in(self, layer: Layer) -> Replacement | str:
         """The nearest structured layer, and the gentler one."""
-        structure = self.structure(layer)
+        structure = allotted(self.structure(layer), layer)
         reason = too_large(structure)
         if reason is None and self.in_batches and not has_even_blocks(structure):
             reason = "batched=true: its blocks are not all of one size"
@@ -88,6 +93,23 @@ class StructuredGraft(LinearGraft):
         module, note = layer.structured(structure, self.in_batches and has_even_blocks(structure))
         alone = not layer.fitted_to_outputs
         return Replacement(module, note, heal=("*",), alone=alone, learn=module.learn, settle=module.settle)
+
+
+@dataclass(frozen=True)
+class RankedGraft(StructuredGraft):
+    """A structured graft whose ranks follow from the part of all numbers that is to be left."""
+
+    allocation: Annotated[Allocation, ALLOCATION_HELP] = "uniform"
+
+    @property
+    @abstractmethod
+    def kept(self) -> float:
+        """Part of the numbers of all sites that is left."""
+
+    def prepare(self, sites: Sequence[Site], layers: Layers) -> None:
+        """Give every site its rank."""
+        if self.allocation != "uniform" and sites:
+            layers.allocate(sites, self.structure, self.kept, self.allocation)
 
 
 @dataclass(frozen=True)

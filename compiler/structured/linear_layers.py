@@ -6,19 +6,20 @@ Each layer is fitted to the inputs that the stand-ins before it leave it, as whe
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
-from torch import nn
+from torch import fx, nn
 
-from compiler.quantization.calibration_walk import calibration_walk
+from compiler.quantization.calibration_walk import CalibrationWalk, calibration_walk
 from compiler.quantization.compensation import damped
 from compiler.quantization.stand_ins import LinearWeights, linear_weights
+from compiler.structured.allocation import Allocation, Spectrum, allocated_ranks
 from compiler.structured.fisher import fisher_sums
 from compiler.structured.modules import FACTOR, StructuredLinear
-from compiler.structured.projection import project
+from compiler.structured.projection import project, weighed_singular_values
 from compiler.structured.structure import Structure
 from compiler.structured.weighing import Method, Weighing
 from compiler.weight_readers import unusable_weight
@@ -38,6 +39,8 @@ class Layer:
     dtype: torch.dtype
     unweighed: bool
     """Whether its method found no data to weigh errors by."""
+    rank: int | None = None
+    """What an allocation gave it."""
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -57,6 +60,15 @@ class Layer:
         module = StructuredLinear(factors, self.weights.bias, self.dtype, batched)
         return module, f"{structure}, {self.said(lost)}"
 
+    def dense(self) -> nn.Module:
+        """The layer as it is."""
+        out_features, in_features = self.shape
+        bias = self.weights.bias
+        linear = nn.Linear(in_features, out_features, bias is not None, dtype=self.dtype)
+        stored = {"weight": self.weights.weight} if bias is None else {"weight": self.weights.weight, "bias": bias}
+        linear.load_state_dict(stored)
+        return linear
+
     def said(self, lost: float) -> str:
         """What a stand-in that leaves this part of the cost has lost."""
         blind = ", not weighed for want of calibration data" if self.unweighed else ""
@@ -67,14 +79,35 @@ class Layers:
     """The linear layers that `sites` are, one after the other."""
 
     def __init__(self, sites: Sequence[Site], program: Program, context: PassContext, method: Method) -> None:
-        self._program, self._method = program, method
+        self._program, self._data, self._method = program, context.data, method
+        self._ranks: dict[fx.Node, int] = {}
         self._walk = calibration_walk(program, context) if method in ("whitened", "whitened-fisher") else None
         by_gradients = method in ("fisher", "whitened-fisher")
         self._fisher = fisher_sums(program, sites, context.data, context.seed) if by_gradients else {}
 
+    def allocate(
+        self, sites: Sequence[Site], structure: Callable[[Layer], Structure], ratio: float, allocation: Allocation
+    ) -> None:
+        """Let every layer of `sites` have a rank, so that all keep `ratio` of their numbers.
+
+        By what flows into them while none is replaced yet; `structure` says what each becomes, but for the rank.
+        """
+        walk = None if self._walk is None else CalibrationWalk(self._program, self._data)
+        spectra = []
+        for site in sites:
+            layer = self._layer(site, walk)
+            blocks = structure(layer)
+            values = weighed_singular_values(layer.weights.weight, layer.weighing, blocks)
+            spectra.append(Spectrum(values, blocks.numbers_by_rank, blocks.dense_count))
+        ranks = allocated_ranks(spectra, ratio, allocation)
+        self._ranks = {site.output: rank for site, rank in zip(sites, ranks, strict=True)}
+
     def layer(self, site: Site) -> Layer:
         """The layer at a site. Ask in graph order."""
-        statistics = None if self._walk is None else self._walk.statistics(site)
+        return replace(self._layer(site, self._walk), rank=self._ranks.get(site.output))
+
+    def _layer(self, site: Site, walk: CalibrationWalk | None) -> Layer:
+        statistics = None if walk is None else walk.statistics(site)
         weights = linear_weights(site, self._program, statistics)
         sums = self._fisher.get(site.output)
         moment = None if statistics is None else damped(statistics.second_moment, statistics.row_count)
@@ -98,6 +131,11 @@ def unfit(site: Site, program: Program) -> str | None:
     if FACTOR.search(site.bindings["weight"]):
         return "its weight is a factor of a structured layer already"
     return unusable_weight(program, site)
+
+
+def allotted(structure: Structure, layer: Layer) -> Structure:
+    """`structure` with the rank that an allocation gave the layer, where there was one."""
+    return structure if layer.rank is None else replace(structure, rank=layer.rank)
 
 
 def too_large(structure: Structure) -> str | None:

@@ -82,11 +82,20 @@ def leading_vectors(matrix: Tensor, count: int | None = None) -> tuple[Tensor, T
     return vectors, values
 
 
-def weighed_singular_values(weight: Tensor, weighing: Weighing) -> Tensor:
-    """Of D W R, largest first: their squares beyond a rank add up to what that rank loses."""
+def weighed_singular_values(weight: Tensor, weighing: Weighing, structure: Structure) -> Tensor:
+    """Of D W R, largest first: their squares beyond a rank add up to what that rank loses.
+
+    Of several blocks, each as if alone, the root mean square of their first, second, ... values.
+    """
     weight, roots = weight.detach().double(), weighing.row_roots
     scaled = weight if roots is None else roots[:, None] * weight
-    return leading_vectors(scaled if weighing.moment is None else scaled @ root_of(weighing.moment.double()), 0)[1]
+    moment = None if weighing.moment is None else weighing.moment.double()
+    powers = []
+    for columns in structure.in_slices:
+        moved = scaled[:, columns] if moment is None else scaled[:, columns] @ root_of(moment[columns, columns])
+        powers += [leading_vectors(moved[rows], 0)[1].square() for rows in structure.out_slices]
+    count = min(map(len, powers))
+    return torch.stack([one[:count] for one in powers]).mean(0).sqrt()
 
 
 class _Blocks:

@@ -44,7 +44,12 @@ class Structure:
     @property
     def parameter_count(self) -> int:
         """Numbers in both factors."""
-        return self.rank * _numbers_by_rank(self.out_sizes, self.in_sizes)
+        return self.rank * self.numbers_by_rank
+
+    @property
+    def numbers_by_rank(self) -> int:
+        """Numbers that a rank more adds."""
+        return len(self.out_sizes) * sum(self.in_sizes) + len(self.in_sizes) * sum(self.out_sizes)
 
     @property
     def dense_count(self) -> int:
@@ -63,7 +68,7 @@ class Structure:
 
     def at_ratio(self, ratio: float) -> Structure:
         """The same blocks with the largest rank at which both factors have `ratio` of the weight's numbers at most."""
-        rank = int(ratio * self.dense_count / _numbers_by_rank(self.out_sizes, self.in_sizes) + 1e-9)
+        rank = int(ratio * self.dense_count / self.numbers_by_rank + 1e-9)
         return Structure(self.out_sizes, self.in_sizes, rank)
 
     def __str__(self) -> str:
@@ -108,10 +113,6 @@ def even_sizes(size: int, count: int) -> tuple[int, ...]:
     """`size` in `count` parts that differ by one at most, the larger ones first."""
     whole, more = divmod(size, count)
     return tuple(whole + (index < more) for index in range(count))
-
-
-def _numbers_by_rank(out_sizes: tuple[int, ...], in_sizes: tuple[int, ...]) -> int:
-    return len(out_sizes) * sum(in_sizes) + len(in_sizes) * sum(out_sizes)
 
 
 def _slices(sizes: tuple[int, ...]) -> tuple[slice, ...]:

@@ -23,8 +23,9 @@ from compiler.program import Program
 from compiler.rewriting import Graft, Pass, PassContext, Replacement
 from compiler.selection.layer_choice import ChoosesLayers
 from compiler.sites import Refusal, Site, find_sites
+from compiler.structured.allocation import ALLOCATION_HELP, Allocation
 from compiler.structured.feed_forward import assembled, layer_sites
-from compiler.structured.linear_layers import Layers, too_large, unfit
+from compiler.structured.linear_layers import Layers, allotted, too_large, unfit
 from compiler.structured.modules import learn, settle
 from compiler.structured.structure import Kind, Structure, check_blocks, check_ratio, structure_of
 from compiler.structured.weighing import Method
@@ -44,11 +45,14 @@ class StructuredFeedForward(ChoosesLayers, Graft):
     ] = "whitened"
     ratio: Annotated[float, "part of a layer's numbers that is left; block-shuffle has its own"] = 0.5
     blocks: Annotated[int, "blocks of a factor, 2 to 16, for all kinds but low-rank"] = 4
+    allocation: Annotated[Allocation, ALLOCATION_HELP] = "uniform"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_blocks(self.blocks)
         check_ratio(self.ratio)
+        if self.allocation != "uniform" and self.kind == "block-shuffle":
+            raise ValueError(f"allocation={self.allocation}: block-shuffle has as many numbers as its blocks say")
 
     def propose(self, site: Site, program: Program, context: PassContext) -> Replacement | Refusal:
         """The structured block, or why there is none."""
@@ -62,12 +66,15 @@ class StructuredFeedForward(ChoosesLayers, Graft):
         parts = {site.output: self._parts(site, linears, program) for site in sites}
         taken = [one for found in parts.values() if not isinstance(found, str) for one in found.values()]
         layers = Layers(taken, program, context, self.method)
+        if self.allocation != "uniform" and taken:
+            layers.allocate(taken, lambda layer: self.structure(*layer.shape), self.ratio, self.allocation)
         for site in sites:
             found = parts[site.output]
-            if isinstance(found, str):
-                yield Refusal(found, site.output.name, site.name, site.kind)
-                continue
-            yield self._replacement(site, found, layers)
+            proposal = found if isinstance(found, str) else self._replacement(site, found, layers)
+            if isinstance(proposal, str):
+                yield Refusal(proposal, site.output.name, site.name, site.kind)
+            else:
+                yield proposal
 
     def _parts(self, site: Site, linears: Sequence[Site], program: Program) -> dict[str, Site] | str:
         """The layers of a block by role, or why it has to stay."""
@@ -85,18 +92,27 @@ class StructuredFeedForward(ChoosesLayers, Graft):
         """What a layer becomes."""
         return structure_of(self.kind, out_features, in_features, self.blocks, self.ratio)
 
-    def _replacement(self, site: Site, parts: dict[str, Site], layers: Layers) -> Replacement:
+    def _replacement(self, site: Site, parts: dict[str, Site], layers: Layers) -> Replacement | str:
+        """The block, or why it stays: where all its layers need so much that they do."""
         made: dict[str, nn.Module] = {}
-        notes = []
+        notes, healed = [], []
         for role, one in parts.items():
             layer = layers.layer(one)
-            sizes = one.bindings["out_features"], one.bindings["in_features"]
-            made[role], note = layer.structured(self.structure(*sizes))
+            structure = allotted(self.structure(*layer.shape), layer)
+            stays = too_large(structure)
+            if stays is not None:
+                made[role] = layer.dense()
+                notes.append(f"{role}: dense, {stays}")
+                continue
+            made[role], note = layer.structured(structure)
             layers.replace(one, made[role])
             notes.append(f"{role}: {note}")
-        module = assembled(site, made)
+            healed.append(f"{role}.*")
         note = "; ".join(notes)
-        return Replacement(module, note, heal=("*",), learn=lambda: learn(module), settle=lambda: settle(module))
+        if not healed:
+            return note
+        module = assembled(site, made)
+        return Replacement(module, note, tuple(healed), learn=lambda: learn(module), settle=lambda: settle(module))
 
 
 @hookimpl

@@ -18,13 +18,13 @@ from typing import Annotated, ClassVar
 
 from compiler.hookspecs import hookimpl
 from compiler.rewriting import Pass
-from compiler.structured.linear_graft import StructuredGraft
+from compiler.structured.linear_graft import RankedGraft
 from compiler.structured.linear_layers import Layer
 from compiler.structured.structure import Structure, check_blocks, check_ratio, structure_of
 
 
 @dataclass(frozen=True)
-class BlockDense(StructuredGraft):
+class BlockDense(RankedGraft):
     """Stores weights as a block-diagonal factor and a dense one."""
 
     name: ClassVar[str] = "block-dense"
@@ -36,6 +36,11 @@ class BlockDense(StructuredGraft):
         super().__post_init__()
         check_blocks(self.blocks)
         check_ratio(self.ratio)
+
+    @property
+    def kept(self) -> float:
+        """As the option says."""
+        return self.ratio
 
     def structure(self, layer: Layer) -> Structure:
         """Several blocks of inputs, one of outputs."""

@@ -20,7 +20,7 @@ from typing import Annotated, ClassVar
 
 from compiler.hookspecs import hookimpl
 from compiler.rewriting import Pass
-from compiler.structured.linear_graft import StructuredGraft
+from compiler.structured.linear_graft import RankedGraft
 from compiler.structured.linear_layers import Layer
 from compiler.structured.projection import weighed_singular_values
 from compiler.structured.structure import Structure
@@ -29,7 +29,7 @@ DEFAULT_RATIO = 0.5
 
 
 @dataclass(frozen=True)
-class LowRank(StructuredGraft):
+class LowRank(RankedGraft):
     """Stores weights as two thin factors."""
 
     name: ClassVar[str] = "low-rank"
@@ -52,6 +52,13 @@ class LowRank(StructuredGraft):
         for name in ("ratio", "energy"):
             if name in given and not 0 < given[name] < 1:
                 raise ValueError(f"{name}={given[name]:g} is not between 0 and 1")
+        if self.allocation != "uniform" and not given.keys() <= {"ratio"}:
+            raise ValueError(f"allocation={self.allocation} shares out the numbers that ratio leaves: give no other")
+
+    @property
+    def kept(self) -> float:
+        """As the option says, or the default one."""
+        return DEFAULT_RATIO if self.ratio is None else self.ratio
 
     def structure(self, layer: Layer) -> Structure:
         """One block, of the rank that the options say."""
@@ -60,8 +67,8 @@ class LowRank(StructuredGraft):
         if self.weight_rank is not None:
             return replace(whole, rank=self.weight_rank)
         if self.energy is None:
-            return whole.at_ratio(DEFAULT_RATIO if self.ratio is None else self.ratio)
-        power = weighed_singular_values(weight, layer.weighing).square().cumsum(0)
+            return whole.at_ratio(self.kept)
+        power = weighed_singular_values(weight, layer.weighing, whole).square().cumsum(0)
         return replace(whole, rank=int((power < self.energy * power[-1]).sum()) + 1)
 
 

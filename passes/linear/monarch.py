@@ -21,13 +21,13 @@ from typing import Annotated, ClassVar
 
 from compiler.hookspecs import hookimpl
 from compiler.rewriting import Pass
-from compiler.structured.linear_graft import BlockDiagonalGraft
+from compiler.structured.linear_graft import BlockDiagonalGraft, RankedGraft
 from compiler.structured.linear_layers import Layer
 from compiler.structured.structure import Structure, check_ratio, structure_of
 
 
 @dataclass(frozen=True)
-class Monarch(BlockDiagonalGraft):
+class Monarch(RankedGraft, BlockDiagonalGraft):
     """Stores weights as two block-diagonal factors with a permutation between them."""
 
     name: ClassVar[str] = "monarch"
@@ -37,6 +37,11 @@ class Monarch(BlockDiagonalGraft):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_ratio(self.ratio)
+
+    @property
+    def kept(self) -> float:
+        """As the option says."""
+        return self.ratio
 
     def structure(self, layer: Layer) -> Structure:
         """As many blocks of outputs as of inputs."""

@@ -146,7 +146,10 @@ def test_whitened_is_the_analytic_optimum(seed: int, out: int, inputs: int, rank
     if gap > 1e-2:
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-5 * float(expected.abs().max()))
     torch.testing.assert_close(
-        weighed_singular_values(weight, Weighing(moment=moment))[: len(s)], s, rtol=1e-6, atol=1e-6
+        weighed_singular_values(weight, Weighing(moment=moment), Structure.of(out, inputs, 1, 1, 1))[: len(s)],
+        s,
+        rtol=1e-6,
+        atol=1e-6,
     )
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from rewrite_checks import captured, context_of
-from structured_checks import assert_runs_in_onnx_runtime, canonical, grafted, products, refusals
+from structured_checks import assert_runs_in_onnx_runtime, canonical, flat_and_steep, grafted, products, refusals
 from torch import Tensor, nn
 
 from compiler.errors import CompilerError
@@ -106,6 +106,18 @@ def test_kinds_have_the_structures_of_their_passes(kind: str) -> None:
     assert products(after) == expected[kind]
 
 
+def test_a_layer_that_an_allocation_keeps_whole_stays_in_its_block() -> None:
+    program = program_of(Plain())
+    flat_and_steep(program, "up.weight", "down.weight")
+    graft = StructuredFeedForward(ratio=0.75, allocation="energy", method="plain")
+    after, result = grafted(graft, program)
+    assert products(after)[0] == (INNER, WIDTH)
+    assert sum(rows * columns for rows, columns in products(after)) <= 0.75 * 2 * INNER * WIDTH
+    assert result.outcomes[0].note.startswith("up: dense, ")
+    (name,) = [one for one in after.weights() if one.endswith("up.weight")]
+    torch.testing.assert_close(after.weight(name), program.weight("up.weight"))
+
+
 class Odd(nn.Module):
     """An activation that is none of the known ones."""
 
@@ -134,6 +146,8 @@ def test_what_is_refused() -> None:
     ]
     after, _ = grafted(StructuredFeedForward(), program_of(Plain()))
     assert grafted(StructuredFeedForward(), after)[1].changed == ()
+    with pytest.raises(CompilerError, match="allocation=energy: block-shuffle has as many numbers"):
+        build(StructuredFeedForward, {"allocation": "energy", "kind": "block-shuffle"})
     with pytest.raises(CompilerError, match="blocks=0 is not from 2 to 16"):
         build(StructuredFeedForward, {"blocks": "0"})
 

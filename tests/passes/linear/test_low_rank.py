@@ -13,6 +13,7 @@ from structured_checks import (
     assert_refuses_unusable_weights,
     assert_runs_in_onnx_runtime,
     error,
+    flat_and_steep,
     grafted,
     inputs,
     products,
@@ -101,6 +102,28 @@ def test_energy_keeps_just_enough_of_the_squared_singular_values(energy: float) 
         assert power[:rank].sum() >= energy * power.sum() > power[: rank - 1].sum()
 
 
+@pytest.mark.parametrize("allocation", ["energy", "welore"])
+@pytest.mark.parametrize("method", ["plain", "whitened"])
+def test_ranks_by_site_leave_as_many_numbers_in_all(allocation: str, method: str) -> None:
+    program = two_layers()
+    graft = LowRank(ratio=0.6, allocation=allocation, method=method)  # type: ignore[arg-type]
+    after, result = grafted(graft, program)
+    dense = 2 * 36 * 24
+    stored = sum(rows * columns for rows, columns in products(after))
+    assert result.changed == ("first", "second")
+    assert 0.6 * dense - 60 < stored <= 0.6 * dense
+    ranks = [min(shape) for shape in products(after)[::2]]
+    assert ranks[0] != ranks[1] or method == "plain"
+
+
+def test_a_layer_that_an_allocation_keeps_whole_stays() -> None:
+    program = two_layers()
+    flat_and_steep(program, "first.weight", "second.weight")
+    _, result = grafted(LowRank(ratio=0.75, allocation="energy", method="plain"), program)
+    assert result.changed == ("second",)
+    assert result.refusals[0].reason.endswith("are no fewer than the 864 of the dense weight")
+
+
 def test_no_rank_is_worth_it_where_energy_is_spread() -> None:
     assert refusals(LowRank(method="plain", energy=0.99), two_layers())["first"] == (
         "1320 numbers are no fewer than the 864 of the dense weight"
@@ -155,6 +178,7 @@ def test_what_is_refused() -> None:
         ({"energy": "0"}, "energy=0 is not between 0 and 1"),
         ({"weight_rank": "0"}, "weight_rank=0 is less than 1"),
         ({"weight_rank": "4", "energy": "0.5"}, "weight_rank=4 and energy=0.5: give one of them"),
+        ({"weight_rank": "4", "allocation": "energy"}, "allocation=energy shares out the numbers that ratio leaves"),
         ({"method": "best"}, "none of plain, whitened, fisher, whitened-fisher"),
     ],
 )
