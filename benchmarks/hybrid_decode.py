@@ -103,7 +103,8 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--context", type=int, action="append", help="tokens to decode behind; may be given again")
     parser.add_argument("--prompt", type=int, action="append", help="tokens of a prompt to read; may be given again")
     parser.add_argument("--tokens", type=int, default=32, help="how many are decoded for one figure")
-    parser.add_argument("--rounds", type=int, default=7, help="of decoding; prompts are read in three")
+    parser.add_argument("--rounds", type=int, default=7, help="of decoding")
+    parser.add_argument("--reads", type=int, default=3, help="rounds of reading prompts")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--results", type=Path, default=HERE / "results", help="where the tables go")
     arguments = parser.parse_args()
@@ -140,7 +141,7 @@ def _prefill(
 ) -> dict[str, Any]:
     size = sides[0].manifest["generation"]["vocabulary_size"]
     tokens = np.random.default_rng(count).integers(size // 20, size, count).tolist()
-    seconds = _alternate(sides, {"do": "read", "tokens": tokens}, min(3, arguments.rounds))
+    seconds = _alternate(sides, {"do": "read", "tokens": tokens}, arguments.reads)
     console.print(f"a prompt of {count} tokens: measured")
     return {side.name: {PREFILL: [count / one for one in seconds[side.name]]} for side in sides}
 
