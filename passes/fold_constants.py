@@ -27,7 +27,7 @@ from compiler.program import Program
 from compiler.rewriting import Pass, PassContext, PassResult, Rewrite
 from compiler.sites import Refusal
 
-DEQUANTIZED = "regraft.dequantize_linear.default"
+UNPACKED = ("regraft.dequantize_linear.default", "regraft.repack_codes.default")
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ def _is_pure(node: fx.Node) -> bool:
         return True
     if not isinstance(node.target, torch._ops.OpOverload) or mutates(node) or node.is_impure():
         return False
-    if str(node.target) == DEQUANTIZED:
+    if str(node.target) in UNPACKED:
         return False
     return torch.Tag.nondeterministic_seeded not in node.target.tags
 

@@ -10,8 +10,8 @@ Lossy:   int8 weights have one scale an output, weights in blocks one a block of
          its inputs to one a row, to 8-bit weights only, and then back to float; from 2 bits to 4 to 8; a table from 6
          bits to 8. Convolutions keep float activations: they get smaller, not faster.
 Refuses: what is quantized already; weights that other nodes share, or that are not finite;
-         sites of under 1,024 weights; sites that `sites` or `skip` leave out; tables when `embeddings` is none or rows
-         fill no bytes.
+         sites of under 1,024 weights; sites that `layers`, `sites` or `skip` leave out; tables when `embeddings` is
+         none or rows fill no bytes.
 Source:  Frantar et al. 2022, arXiv:2210.17323 (rounding); ONNX DynamicQuantizeLinear; com.microsoft MatMulNBits and
          GatherBlockQuantized.
 """
@@ -45,14 +45,14 @@ from compiler.quantization.stand_ins import (
     linear_weights,
     quantized_table,
     row_scaled_int8_linear,
+    said_of_rounding,
+    unfit,
     wants_row_scales,
 )
 from compiler.rewriting import Graft, Pass, PassContext, Replacement
+from compiler.selection.layer_choice import ChoosesLayers
 from compiler.sites import Refusal, Site
-from compiler.weight_readers import unusable_weight
 
-SMALLEST_SITE = 1024
-"""Weights below which a site costs more in kernel calls than it saves in bytes."""
 AUTO = "auto-"
 GROUP = {8: 128, 4: 32, 2: 32}
 """Inputs that share a scale, by bits."""
@@ -65,7 +65,7 @@ SHARED_TABLE_BITS = {8: 8, 6: 8, 4: 4}
 
 
 @dataclass(frozen=True)
-class Quantize(Graft):
+class Quantize(ChoosesLayers, Graft):
     """Stores the weights of linear, embedding and convolution sites as integers."""
 
     name: ClassVar[str] = "quantize"
@@ -92,6 +92,7 @@ class Quantize(Graft):
     skip: Annotated[tuple[str, ...], "sites to leave as they are"] = ()
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         average = self._average
         if isinstance(self.bits, str) and (average is None or not 2 <= average <= 8):
             raise ValueError(f"bits={self.bits} is none of 8, 4, 2 and auto-N with N from 2 to 8")
@@ -138,7 +139,7 @@ class Quantize(Graft):
         tables: SharedTables,
         plan: dict[fx.Node, PlannedBits],
     ) -> Replacement | Refusal:
-        reason = self._left_out(site) or _unfit(site, program, tables.others(site))
+        reason = self._left_out(site) or unfit(site, program, tables.others(site))
         if reason is not None:
             return Refusal(reason, site.output.name, site.name, site.kind)
         if tables.others(site):
@@ -166,7 +167,7 @@ class Quantize(Graft):
             if site.kind == "linear"
             and not tables.others(site)
             and self._left_out(site) is None
-            and _unfit(site, program, ()) is None
+            and unfit(site, program, ()) is None
         ]
         choices = (2, 4, 8) if self._average < 4 else (4, 8)
         forms = {bits: BlockForm(bits, self._group(bits), self.clip, self.symmetric) for bits in choices}
@@ -203,19 +204,19 @@ class Quantize(Graft):
         if self.activations == "rows" or (self.activations == "auto" and wants_row_scales(layer)):
             return self._row_scaled(layer)
         module = dynamic_int8_linear(layer, self.clip, self.rounding)
-        note = f"int8 weights, dynamic int8 activations{_rounded(self.rounding, layer)}"
+        note = f"int8 weights, dynamic int8 activations{said_of_rounding(self.rounding, layer)}"
         return Replacement(module, note, gentler=lambda: self._row_scaled(layer))
 
     def _row_scaled(self, layer: LinearWeights) -> Replacement:
         module = row_scaled_int8_linear(layer, self.clip, self.rounding)
-        note = f"int8 weights, dynamic int8 activations with a scale a row{_rounded(self.rounding, layer)}"
+        note = f"int8 weights, dynamic int8 activations with a scale a row{said_of_rounding(self.rounding, layer)}"
         return Replacement(module, note, gentler=lambda: self._blocks(layer, 8))
 
     def _blocks(self, layer: LinearWeights, bits: int) -> Replacement:
         block_size = min(self._group(bits), block_at_least(layer.weight.shape[1]))
         form = BlockForm(bits, block_size, self.clip, self.symmetric)
         module = block_linear(layer, form, self.rounding)
-        note = f"{bits}-bit weights in blocks of {form.block_size}{_rounded(self.rounding, layer)}"
+        note = f"{bits}-bit weights in blocks of {form.block_size}{said_of_rounding(self.rounding, layer)}"
         gentler = (lambda: self._blocks(layer, 2 * bits)) if bits < 8 else None
         return Replacement(
             module, note, heal=("gains",), alone=False, learn=module.learn_scales, settle=module.settle, gentler=gentler
@@ -256,22 +257,6 @@ class Quantize(Graft):
         note = f"{bits}-bit table in blocks of {block_size}, shared with {', '.join(tables.others(site))}"
         gentler = (lambda: replace(self, embeddings=8)._shared(site, program, tables)) if bits < 8 else None
         return Replacement(module, note, gentler=gentler)
-
-
-def _unfit(site: Site, program: Program, sharing: Sequence[str]) -> str | None:
-    """Why no setting of the options would quantize this site."""
-    if site.kind == "quantized":
-        return "it is quantized already: run dequantize first"
-    weight = program.weight(site.bindings["weight"])
-    if weight.is_floating_point() and weight.numel() < SMALLEST_SITE:
-        return f"{weight.numel()} weights are too few to be worth it"
-    return unusable_weight(program, site, shared=bool(sharing))
-
-
-def _rounded(rounding: Rounding, layer: LinearWeights) -> str:
-    if rounding == "compensated" and layer.statistics is None:
-        return ", rounded to nearest for want of calibration data"
-    return ""
 
 
 @hookimpl

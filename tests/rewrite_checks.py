@@ -12,6 +12,7 @@ from compiler.frontends.torch_export import capture
 from compiler.mixers import Mixer
 from compiler.pipeline import tokens_that_count
 from compiler.program import Dimension, Program
+from compiler.quantization.formats import WeightFormat
 from compiler.registry import Registry
 from compiler.rewriting import PassContext, PassResult, Rewrite
 from compiler.states import MASK
@@ -24,10 +25,17 @@ def shipped_mixers() -> dict[str, type[Mixer]]:
     return Registry(entry_points=False).mixers()
 
 
+@functools.cache
+def shipped_formats() -> dict[str, type[WeightFormat]]:
+    """The weight formats of this repository by name."""
+    return Registry(entry_points=False).formats()
+
+
 def context_of(program: Program) -> PassContext:
-    """A context whose calibration data are the program's own examples, and which knows the mixers that ship."""
+    """A context whose calibration data are the program's own examples, and which knows what ships."""
     examples = (program.example_inputs,)
-    return PassContext(Target.parse("cpu"), Dataset("examples", examples, examples), mixers=shipped_mixers())
+    data = Dataset("examples", examples, examples)
+    return PassContext(Target.parse("cpu"), data, mixers=shipped_mixers(), formats=shipped_formats())
 
 
 def captured(module: nn.Module, **inputs: Tensor) -> Program:

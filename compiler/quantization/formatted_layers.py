@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from compiler.quantization.formats import WeightFormat
-from compiler.quantization.modules import PackedBlocks, ScaledBlocks
+from compiler.quantization.modules import CONVOLUTIONS, PackedBlocks, ScaledBlocks
+from compiler.quantization.stand_ins import LinearWeights
 
 STEP_TYPES = (torch.int8, torch.int16, torch.float16, torch.float32)
 """Types for steps while scales learn; the first that holds them exactly is taken."""
@@ -79,10 +85,44 @@ class FormattedTable(nn.Module):
 
     def forward(self, indices: Tensor) -> Tensor:
         """indices [...] to rows [..., width]."""
-        points = None if self.zero_points is None else self.zero_points[indices]
-        taken = self.weight[indices], self.scales[indices], points
-        rows = self.form.weight(PackedBlocks(*taken, self.bits, self.block_size, self.table), self.width)
-        return rows.to(self.dtype)
+        packed = PackedBlocks(self.weight, self.scales, self.zero_points, self.bits, self.block_size, self.table)
+        rows = self.form.rows(indices, packed, self.width)
+        return rows if rows.dtype == self.dtype else rows.to(self.dtype)
+
+
+class FormattedConvolution(nn.Module):
+    """A convolution whose weight stands in a format, a row an output channel, and is unpacked on the way in."""
+
+    weight: Tensor
+    scales: Tensor
+    zero_points: Tensor | None
+    table: Tensor | None
+    bias: Tensor | None
+
+    def __init__(
+        self,
+        form: WeightFormat,
+        packed: PackedBlocks,
+        shape: Sequence[int],
+        bias: Tensor | None,
+        settings: Mapping[str, Any],
+    ) -> None:
+        """shape [out, in, *kernel]; settings as the site binds them."""
+        super().__init__()
+        self.form, self.shape = form, tuple(shape)
+        self.bits, self.block_size = packed.bits, packed.block_size
+        for name in ("weight", "scales", "zero_points", "table"):
+            self.register_buffer(name, getattr(packed, name))
+        self.register_buffer("bias", None if bias is None else bias.detach().clone())
+        self.convolve: Any = CONVOLUTIONS[settings["dims"]]
+        self.settings = {name: settings[name] for name in ("stride", "padding", "dilation", "groups")}
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [batch, channels, *spatial] to [batch, out_channels, *spatial]."""
+        packed = PackedBlocks(self.weight, self.scales, self.zero_points, self.bits, self.block_size, self.table)
+        weight = self.form.weight(packed, math.prod(self.shape[1:])).reshape(self.shape)
+        y: Tensor = self.convolve(x, weight.to(x.dtype), self.bias, **self.settings)
+        return y
 
 
 class RotatedInput(nn.Module):
@@ -102,6 +142,15 @@ class RotatedInput(nn.Module):
         """x [..., in] to [..., out]."""
         y: Tensor = self.inner(rotated_blocks(x, self.rotation))
         return y
+
+
+def rotated_layer(layer: LinearWeights, rotation: Tensor) -> LinearWeights:
+    """The layer as it is behind rotated inputs: its weight W @ R, and the moments R^T H R of those inputs."""
+    known = layer.statistics
+    if known is not None:
+        moment = rotated_blocks(rotated_blocks(known.second_moment, rotation).T, rotation)
+        known = replace(known, second_moment=moment.contiguous())
+    return LinearWeights(rotated_blocks(layer.weight, rotation).contiguous(), layer.bias, known)
 
 
 def rotated_blocks(x: Tensor, rotation: Tensor) -> Tensor:

@@ -1,5 +1,5 @@
-"""Codes of 1 to 8 bits in bytes, the lowest bits first, as com.microsoft MatMulNBits and GatherBlockQuantized read those
-of 2, 4 and 8 bits.
+"""Codes of 1 to 8 bits in bytes, the lowest bits first, as com.microsoft MatMulNBits and GatherBlockQuantized read
+those of 2, 4 and 8 bits.
 
 Other numbers of bits are planes of 4, 2 and 1 bits: of a row the highest bits of every code, packed, then the next
 ones, packed. Three bits are 2 and 1, six are 4 and 2. Each plane is a plain tensor to a runtime that has its type.

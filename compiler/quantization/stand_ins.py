@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -21,6 +21,7 @@ from compiler.quantization.modules import (
     RowScaledLinear,
 )
 from compiler.quantization.scales import Clip, Grid, asymmetric_grid, lopsided_grid, symmetric_grid
+from compiler.weight_readers import unusable_weight
 
 if TYPE_CHECKING:
     from compiler.program import Program
@@ -28,12 +29,31 @@ if TYPE_CHECKING:
 
 Rounding = Literal["compensated", "nearest"]
 
+SMALLEST_SITE = 1024
+"""Weights below which a site costs more in kernel calls than it saves in bytes."""
 SMALLEST_BLOCK = 16
 TOLERATED_NOISE = 1.2e-4
 """Error power over signal power that rounding the inputs with one scale may add to a layer's output."""
 WORTHWHILE_GAIN = 4.0
 """How many times less noise scales for rows must add."""
 TABLE_BLOCK_AT_4_BITS = 32
+
+
+def unfit(site: Site, program: Program, sharing: Sequence[str]) -> str | None:
+    """Why no setting would quantize this site, whose weight the sites called `sharing` read too."""
+    if site.kind == "quantized":
+        return "it is quantized already: run dequantize first"
+    weight = program.weight(site.bindings["weight"])
+    if weight.is_floating_point() and weight.numel() < SMALLEST_SITE:
+        return f"{weight.numel()} weights are too few to be worth it"
+    return unusable_weight(program, site, shared=bool(sharing))
+
+
+def said_of_rounding(rounding: Rounding, layer: LinearWeights) -> str:
+    """What to add to a note on a layer whose rounding could not be what was asked for."""
+    if rounding == "compensated" and layer.statistics is None:
+        return ", rounded to nearest for want of calibration data"
+    return ""
 
 
 @dataclass(frozen=True)

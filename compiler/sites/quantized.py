@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from torch import fx
 
-from compiler.patterns import LAYOUT, argument, is_weight, through, upstream
+from compiler.patterns import argument, is_weight, upstream, value
 from compiler.sites.names import refusal, weighted_name
 from compiler.sites.site import Refusal, Site
 
@@ -56,7 +56,7 @@ def match_quantized_activation(node: fx.Node) -> Site | None:
 
 
 def _site(node: fx.Node, codes: fx.Node, inputs: tuple[fx.Node, ...], stored: list[fx.Node | None]) -> Site | Refusal:
-    weight = through(codes, LAYOUT)  # codes that a table shares with a product lie in the product's shape
+    weight = _stored_codes(codes)
     if any(part is not None and not _is_constant(part) for part in stored):
         return refusal("quantized", "its codes or scales are computed from inputs", node, str(weight.target))
     return Site(
@@ -67,6 +67,12 @@ def _site(node: fx.Node, codes: fx.Node, inputs: tuple[fx.Node, ...], stored: li
         output=node,
         bindings={"form": _form(node), "weight": str(weight.target)},
     )
+
+
+def _stored_codes(codes: fx.Node) -> fx.Node:
+    """Where codes are kept that a table shares with a product in its shape, or that are unpacked where they are read."""
+    kept = [node for node in upstream(codes, lambda one: False) if node.op == "get_attr"]
+    return max(kept, key=lambda node: value(node).numel(), default=codes)
 
 
 def _is_constant(node: fx.Node) -> bool:

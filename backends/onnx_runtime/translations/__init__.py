@@ -76,6 +76,7 @@ def load_all() -> dict[str, Translation]:
         matrix_inverse,
         mixture_of_experts,
         normalization,
+        packed_codes,
         pooling,
         products,
         quantization,

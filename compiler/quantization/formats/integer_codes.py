@@ -13,6 +13,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from compiler.ops.quantized_embedding import quantized_embedding
 from compiler.ops.quantized_linear import quantized_linear
 from compiler.ops.repack_codes import repack_codes
 from compiler.quantization.formats.weight_format import QUANTIZED_LINEAR, WeightFormat
@@ -50,6 +51,15 @@ class IntegerCodes(WeightFormat):
             return codes - 2 ** (self.bits - 1)
         zeros = repack_codes(packed.zero_points, self.bits, 8)[..., : packed.scales.shape[-1]]
         return codes - zeros.float()[..., None]
+
+    def rows(self, indices: Tensor, packed: PackedBlocks, width: int) -> Tensor:
+        """quantized_embedding, where there is one of so many bits and rows fill their blocks."""
+        if self.bits != self.kernel_bits or width % self.block_size:
+            return super().rows(indices, packed, width)
+        table = packed.weight.view(packed.weight.shape[0], -1)
+        points = packed.zero_points
+        rows: Tensor = quantized_embedding(indices, table, packed.scales, points, self.bits, self.block_size)
+        return rows
 
     def product(self, x: Tensor, packed: PackedBlocks, bias: Tensor | None) -> Tensor:
         """quantized_linear with as many bits as it knows."""

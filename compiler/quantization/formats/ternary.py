@@ -1,9 +1,9 @@
 """ternary: -1, 0 and 1 times a float scale a block, in two bits each
 
 With clip=none the scale is the mean magnitude of the block, as in BitNet b1.58, and weights go to the nearest of the
-three values, RoundClip(w / mean |w|, -1, 1); with clip=mse to those of the best of scales around it. The optimum is that
-of Ternary Weight Networks: a threshold of half the scale, and for the scale the mean of what lies above it. The paper's weights are trained
-for one scale a matrix; those of a trained model need one a block.
+three values, RoundClip(w / mean |w|, -1, 1); with clip=mse to those of the best of scales around it. The optimum is
+that of Ternary Weight Networks: a threshold of half the scale, and for the scale the mean of what lies above it.
+BitNet trains its weights for one scale a matrix; those of a trained model need one a block.
 
 Stored: the value plus 2 as a code of two bits, the zero point that MatMulNBits takes where none is given.
 Kernel: MatMulNBits of 2 bits.

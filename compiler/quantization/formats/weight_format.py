@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -58,7 +58,8 @@ class WeightFormat(ABC):
         """The format for rows of `width` numbers; `block` as the option, None: the usual one."""
         cls.check(block, symmetric)
         wanted = cls.usual_block if block is None else block
-        return cls(wanted or width + -width % 8, symmetric, clip)
+        enough = next((size for size in cls.block_sizes or () if size >= width), wanted)
+        return cls(min(wanted, enough) or width + -width % 8, symmetric, clip)
 
     @abstractmethod
     def grid(self, blocks: Tensor, importance: Tensor | None = None) -> Grid:
@@ -84,6 +85,12 @@ class WeightFormat(ABC):
         """The definition: the weight float32 [..., width] that the bytes stand for."""
         padded = (self.steps(packed) * self.scales(packed)[..., None]).flatten(-2)
         return padded if padded.shape[-1] == width else padded[..., :width]
+
+    def rows(self, indices: Tensor, packed: PackedBlocks, width: int) -> Tensor:
+        """Rows [..., width] of a table: only those that are asked for are unpacked."""
+        points = None if packed.zero_points is None else packed.zero_points[indices]
+        taken = replace(packed, weight=packed.weight[indices], scales=packed.scales[indices], zero_points=points)
+        return self.weight(taken, width)
 
     def product(self, x: Tensor, packed: PackedBlocks, bias: Tensor | None) -> Tensor:
         """x [..., width] times the weight [out, width]: by its definition, or as the operator that the format has."""

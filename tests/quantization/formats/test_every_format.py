@@ -137,7 +137,7 @@ def test_scales_learn_and_settle(form: WeightFormat) -> None:
 
 
 def test_settings_that_a_format_has_not_are_refused(form: WeightFormat) -> None:
-    with pytest.raises(ValueError, match="block="):
+    with pytest.raises(ValueError, match="block"):
         type(form).check(36, None)
     if not form.takes_zero_points:
         with pytest.raises(ValueError, match="no zero points"):
