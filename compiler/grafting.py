@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 
 from compiler.evidence.fidelity import Reference, measure_fidelity, reference_outputs
 from compiler.mapped_weights import release_memory
-from compiler.patterns import drop_dead_code
+from compiler.patterns import drop_dead_code, has_tensor
 from compiler.rewriting import Graft, PassContext, PassResult, Replacement, SiteOutcome
 from compiler.selection.choose_sites import choose_sites
 from compiler.sites import Refusal, Site, find_sites
@@ -51,9 +51,7 @@ def apply_graft(
     if not grafted:
         outcomes = tuple(SiteOutcome(r.name, r.kind, "refused", r.reason) for r in refused)
         return program, PassResult(refusals=tuple(refused), outcomes=outcomes, ranking=ranking)
-    bench = Workbench(graft, work, grafted)
-    for index in range(len(grafted)):
-        bench.set_rung(index, 0)
+    bench = Workbench.filled(graft, work, grafted)
     healing = _heal(bench, program, context)
     for item in grafted:
         if item.rungs[0].settle is not None:
@@ -74,6 +72,15 @@ def apply_graft(
     finished = bench.trial()
     finished.tidy()
     return finished.flattened(), result
+
+
+def put_in(graft: Graft, program: Program, context: PassContext) -> Program:
+    """The Program with all stand-ins of a graft, whatever they cost: nothing learns and nothing is given back."""
+    work = program.copy()
+    grafted, _, _ = _propose_all(graft, work, context)
+    finished = Workbench.filled(graft, work, grafted).trial()
+    finished.tidy()
+    return finished.flattened()
 
 
 def _propose_all(
@@ -110,12 +117,42 @@ class Workbench:
         self._originals: dict[str, Tensor] = {}
         self._state_types = {spec.name: getattr(torch, spec.dtype) for spec in program.inputs}
 
+    @classmethod
+    def filled(cls, graft: Graft, program: Program, grafted: list[GraftedSite]) -> Workbench:
+        """With the first proposal for every site in its place."""
+        bench = cls(graft, program, grafted)
+        for index in range(len(grafted)):
+            bench.set_rung(index, 0)
+        return bench
+
     def trial(self) -> Program:
         """A runnable copy of the Program as it is arranged now, without dead nodes."""
         copy = self.program.copy()
         drop_dead_code(copy.graph)
         copy.graph_module.recompile()
         return copy
+
+    def guided_trial(self) -> Program:
+        """A trial in which originals and stand-ins share their places, for healing (compiler/healing/fading.py)."""
+        pairs = [(one.site.output, one.active) for one in self.grafted if has_tensor(one.site.output)]
+        guides = [(call, self._guide(output, call)) for output, call in pairs if call not in (None, output)]
+        trial = self.trial()
+        for call, guide in guides:
+            guide.replace_all_uses_with(call)
+            self.program.graph.erase_node(guide)
+            self.program.graph_module.delete_submodule(str(guide.target))
+        return trial
+
+    def _guide(self, original: fx.Node, call: fx.Node) -> fx.Node:
+        from compiler.healing.fading import Guide
+
+        name = self.program.free_name(f"{call.target}_guide")
+        self.program.graph_module.add_submodule(name, Guide())
+        with self.program.graph.inserting_after(original):
+            guide = self.program.graph.call_module(name, (original, call))
+        guide.meta = dict(call.meta)
+        call.replace_all_uses_with(guide, delete_user_cb=lambda user: user is not guide)
+        return guide
 
     def set_rung(self, index: int, rung: int) -> None:
         """Let rung `rung` of a site stand; a rung past the last gives the original back."""
@@ -179,7 +216,8 @@ def _heal(bench: Workbench, teacher: Program, context: PassContext) -> HealingRe
         if rung.learn is not None:
             rung.learn()
     patients = [Patient(site, rung.module, rung.heal, rung.alone) for site, rung in first]
-    healed = heal(bench.graft.name, teacher, bench.trial(), patients, context)
+    student = bench.guided_trial() if context.healing.options.guided else bench.trial()
+    healed = heal(bench.graft.name, teacher, student, patients, context)
     if healed is None:
         return None
     for item, weights in zip(bench.grafted, healed.weights, strict=True):

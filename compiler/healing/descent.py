@@ -4,6 +4,7 @@
     last judgement  time for it is kept free
     early stop      where several judgements in a row were no better, the rest of the share is cut to a short fall
     a step too far  where the held-out loss is well above the best, the best comes back and the rate is a third
+    fading          while dense weights fade out (fading.py) what is judged has not been trained yet: neither counts
 
 The clock and not a count of steps says how far along a run is, so that it ends with its share whatever else the
 machine does. Batches follow from the number of the step alone: a resumed run goes on with the one that came next.
@@ -20,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from compiler.healing.fading import FADED_AT
 from compiler.healing.interruption import Interruption
 from compiler.healing.optimizers import Optimizers
 from compiler.healing.wall_time import WallTime
@@ -42,7 +44,7 @@ CHECKPOINT_SECONDS, CHECKPOINT_SHARE = 20.0, 0.1
 @dataclass(frozen=True)
 class Settings:
     """What one descent is given. Now and then its state is written to `file`. `start` is the held-out loss at first,
-    where that is known.
+    where that is known. `fades` says whether something fades out meanwhile.
     """
 
     seconds: float
@@ -52,6 +54,7 @@ class Settings:
     judge_seconds: float = 0.0
     most_steps: int | None = None
     start: float | None = None
+    fades: bool = False
 
 
 @dataclass
@@ -148,11 +151,12 @@ class Descent:
         """Remember the best; cut the share short where there is no progress; go back where it went astray."""
         course = self.course
         least = min(course.best, course.start)
-        course.waited = 0 if loss < least * BETTER else course.waited + 1
+        fading = self._settings.fades and course.share_done < FADED_AT
+        course.waited = 0 if fading or loss < least * BETTER else course.waited + 1
         if loss < least:
             course.best = loss
             self._best = self._values()
-        elif not loss <= least * TOO_FAR:
+        elif not fading and not loss <= least * TOO_FAR:
             self._set(self._best)
             self._optimizers.forget()
             course.rate *= BACK_TO

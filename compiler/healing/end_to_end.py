@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from compiler.healing.descent import Course, Descent, Settings
+from compiler.healing.fading import fade_all
 from compiler.healing.interruption import Interruption
 from compiler.healing.objectives import Objective
 from compiler.healing.text_pieces import REPEATED_EVERY, Batch, with_repeated_span
@@ -55,7 +56,8 @@ class Lesson:
         return self.objective.loss(found, wanted, self.row_mask(batch, found))
 
     def judged(self, batches: Sequence[Batch]) -> float:
-        """The mean loss, without gradients."""
+        """The mean loss of what ships, without gradients."""
+        fade_all(self.student, 1.0)
         with torch.no_grad():
             losses = [float(self.loss(batch, comes_again=True)) for batch in batches]
         return sum(losses) / len(losses)
@@ -89,6 +91,7 @@ def distil_end_to_end(
     pieces = min(MOST_PIECES, max(1, TOKENS_A_STEP // typical)) if lesson.tokens is not None else 1
 
     def gradient(step: int) -> tuple[float, int]:
+        fade_all(lesson.student, descent.course.share_done)
         total, seen = 0.0, 0
         for number in range(step * pieces, (step + 1) * pieces):
             plain = training[order[number % len(order)]]
@@ -99,4 +102,7 @@ def distil_end_to_end(
             seen += lesson.count(batch)
         return total, seen
 
-    return Descent(parameters, gradient, lambda: lesson.judged(held_out), settings, wall, report).run(interruption)
+    descent = Descent(parameters, gradient, lambda: lesson.judged(held_out), settings, wall, report)
+    course = descent.run(interruption)
+    fade_all(lesson.student, 1.0)
+    return course

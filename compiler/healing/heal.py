@@ -13,6 +13,7 @@ from compiler.evidence.language import TOKENS, is_language_model
 from compiler.healing.activations import Activations
 from compiler.healing.descent import Course, Settings, read_state
 from compiler.healing.end_to_end import LEARNING_RATE, Lesson, distil_end_to_end
+from compiler.healing.fading import fades
 from compiler.healing.frozen_graph import WeightForms, frozen_graph
 from compiler.healing.interruption import Interruption, interruptible
 from compiler.healing.learners import Learners, find_learners, learning
@@ -244,6 +245,7 @@ class _Healing:
             self.work.end_to_end,
             judge_seconds=BEST_JUDGED_APART,
             start=start,
+            fades=fades(lesson.student),
         )
         parameters, seed = self.learners.all(), self.context.seed
         training, held_out = self.parts.training, self.parts.held_out

@@ -21,6 +21,9 @@ class HealingOptions:
     minutes: Annotated[float, "wall time in all, resumed runs included"]
     optimizer: Annotated[Literal["adamw", "muon"], "of the last stage; muon for matrices, adamw for the rest"] = "adamw"
     lora: Annotated[int, "rank of the changes to layers around grafted sites; 0: they stay as they are"] = 16
+    guided: Annotated[
+        bool, "let the originals of grafted sites fade out while their stand-ins learn, for half of the last stage"
+    ] = False
     memory: Annotated[int, "megabytes that training may take on top of the model"] = 4096
     disk: Annotated[int, "megabytes of activations that are kept while sites are healed"] = 2048
 

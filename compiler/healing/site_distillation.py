@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from compiler.healing.activations import Activations
 from compiler.healing.descent import Course, Descent, Settings, read_state
+from compiler.healing.fading import fade_all, fades
 from compiler.healing.interruption import Interruption
 from compiler.healing.record import HealedSite
 from compiler.healing.site_views import SiteView, run_slice
@@ -68,19 +69,24 @@ def distil_site(
     assert data is not None
 
     def gradient(step: int) -> tuple[float, int]:
+        fade_all(stand_in.module, descent.course.share_done)
         index = data.training[step % len(data.training)]
         loss = _error(stand_in, data, index)
         loss.backward()  # type: ignore[no-untyped-call]
         return float(loss.detach()), 0
 
     def judge() -> float:
+        fade_all(stand_in.module, 1.0)
         errors = [float(_error(stand_in, data, index)) for index in data.held_out]
         return sum(errors) / len(errors)
 
     unfinished = file.with_suffix(".part")
-    settings = Settings(seconds, "adamw", LEARNING_RATE, unfinished, most_steps=MOST_STEPS)
+    fading = fades(stand_in.module)
+    settings = Settings(seconds, "adamw", LEARNING_RATE, unfinished, most_steps=MOST_STEPS, fades=fading)
     before = {name: one.detach().clone() for name, one in stand_in.parameters.items()}
-    course = Descent(stand_in.parameters, gradient, judge, settings, wall, report).run(interruption)
+    descent = Descent(stand_in.parameters, gradient, judge, settings, wall, report)
+    course = descent.run(interruption)
+    fade_all(stand_in.module, 1.0)
     kept = course.best < course.start * WORTH_KEEPING
     if not kept:
         _set(stand_in.parameters, before)

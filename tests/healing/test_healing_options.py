@@ -15,6 +15,7 @@ def test_minutes_alone_or_with_options() -> None:
     assert parse_healing("15") == HealingOptions(15.0)
     assert parse_healing("1.5:optimizer=muon:lora=0") == HealingOptions(1.5, "muon", 0)
     assert parse_healing("minutes=2:memory=512") == HealingOptions(2.0, memory=512)
+    assert parse_healing("1:guided=true").guided
     assert HealingOptions(1.5).seconds == 90
 
 
