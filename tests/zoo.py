@@ -23,8 +23,13 @@ from compiler.passes.canonicalize import Canonicalize
 from compiler.program import Program
 
 __all__ = [
-    "HIDDEN", "INTERMEDIATE", "WINDOW", "Entry", "Model", "canonical", "captured", "entry", "model", "names", "program",
+    "HIDDEN", "INTERMEDIATE", "NARROW_KINDS", "WINDOW", "Entry", "Model", "canonical", "captured", "entry", "model",
+    "names", "program",
 ]  # fmt: skip
+
+
+NARROW_KINDS = {"token-mixer", "attention-block", "convolution-chain"}
+"""Kinds of site that ask more of a place than others do, and say where it has less."""
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ import torch
 from torch import fx
 
 from compiler.patterns import COPIES, aten, has_tensor, in_graph_order, is_call, is_weight, only_user, value
+from compiler.sites.activations import ELEMENTWISE
 from compiler.sites.convolution import match_convolution
 from compiler.sites.names import refusal, shared_path
 from compiler.sites.site import Refusal, Site
@@ -75,7 +76,7 @@ def is_depthwise(node: fx.Node) -> bool:
 
 def is_pointwise(node: fx.Node) -> bool:
     """Whether `node` computes every number of its result from the numbers at the same place of its operands."""
-    return node.op == "call_function" and torch.Tag.pointwise in getattr(node.target, "tags", ())
+    return is_call(node, *ELEMENTWISE) or torch.Tag.pointwise in getattr(node.target, "tags", ())
 
 
 def _keeps_channels(node: fx.Node) -> bool:
@@ -95,7 +96,8 @@ def _activation(node: fx.Node) -> fx.Node | None:
 
 def _layer_before(layer: Site) -> tuple[Site, list[fx.Node]] | None:
     """The convolution that alone gives what `layer` reads, and the nodes between."""
-    node, between = layer.inputs[0], []
+    node = layer.inputs[0]
+    between: list[fx.Node] = []
     while only_user(node) is not None:
         if not is_depthwise(node) and isinstance(site := match_convolution(node), Site):
             return site, between

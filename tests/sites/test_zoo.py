@@ -82,7 +82,7 @@ def test_sites_are_as_many_as_the_configuration_says(name: str):
 @every_architecture
 def test_nothing_nearly_matches_unexplained(name: str):
     """Token mixers are less than attention: `test_token_mixer` says what they refuse."""
-    kinds = [kind for kind in KINDS if kind != "token-mixer"]
+    kinds = [kind for kind in KINDS if kind not in zoo.NARROW_KINDS]
     assert [refusal for refusal in find_sites(zoo.canonical(name), kinds) if isinstance(refusal, Refusal)] == []
 
 

@@ -103,7 +103,7 @@ def test_linear_layers_embeddings_and_norms_keep_their_names(name: str):
 
 @every_architecture
 def test_nothing_nearly_matches_unexplained(name: str):
-    kinds = [kind for kind in KINDS if kind != "token-mixer"]
+    kinds = [kind for kind in KINDS if kind not in zoo.NARROW_KINDS]
     assert [one for one in find_sites(round_trip(name), kinds) if isinstance(one, Refusal)] == []
 
 

@@ -1,0 +1,1 @@
+"""Passes that take weights, units or layers out."""

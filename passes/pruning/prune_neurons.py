@@ -1,0 +1,77 @@
+"""feed-forward and convolutions  ->  the same with fewer hidden neurons or channels, which are really gone
+
+Before:  down(activation(gate(x)) * up(x));  conv(activation(batch_norm(conv(x))))
+After:   the same with the rows of gate and up and the columns of down that stay; convolutions likewise, with the batch
+         norms, depthwise convolutions and pools between them
+Shapes:  x [..., hidden_size] to the same through ratio * intermediate_size neurons; x [batch, channels, ...] likewise.
+         Widths that others read, as the sum at the end of a residual block, stay.
+Lossy:   what the neurons added is gone. Those go that the others make up for best (saliency=reconstruction), that move
+         the output least when they alone go (activations), or whose weights are small (magnitude); down is fitted anew
+         by least squares (refit). Healing trains all that is left; the budget gives back half, then the site.
+Refuses: experts; weights that other nodes share, or that are not finite; operators that no rule follows through.
+Source:  Kurtic et al. 2023, arXiv:2302.04089 (ZipLM), section 3.1; An et al. 2023, arXiv:2312.11983 (FLAP); Meng et al.
+         2024, arXiv:2403.12983 (OSSCAR), section 3, for the least-squares layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import ClassVar
+
+from torch import fx
+
+from compiler.hookspecs import hookimpl
+from compiler.pruning.unit_graft import UnitGraft
+from compiler.pruning.unit_groups import Producer, UnitGroup
+from compiler.rewriting import Graft, Pass
+from compiler.sites import Site
+
+OFFERED = (0.9, 0.75, 0.5)
+"""Parts of the neurons that are left, where a budget chooses."""
+
+
+@dataclass(frozen=True)
+class PruneNeurons(UnitGraft):
+    """Takes hidden neurons out of feed-forward blocks, and channels out of chains of convolutions."""
+
+    name: ClassVar[str] = "prune-neurons"
+    site_kinds: ClassVar[tuple[str, ...]] = ("feed-forward", "convolution-chain")
+    requires: ClassVar[tuple[str, ...]] = ("canonicalize",)
+    unit_name: ClassVar[str] = "neurons"
+
+    @classmethod
+    def candidates(cls, kind: str) -> Iterable[Graft]:
+        """Three widths of feed-forward blocks, in whole blocks of quantized weights."""
+        return tuple(cls(ratio=ratio, multiple=32) for ratio in OFFERED) if kind == "feed-forward" else ()
+
+    def groups(self, site: Site, layers: Mapping[fx.Node, Site]) -> list[UnitGroup] | str:
+        """One group for a feed-forward block, one between two convolutions each."""
+        inside = [layers[node] for node in site.nodes if node in layers]
+        if site.kind == "convolution-chain":
+            mixing = [layer for layer in inside if layer.output.name in site.bindings["layers"]]
+            return [_channels(*pair) for pair in pairwise(mixing)]
+        if site.bindings["form"] == "experts":
+            return "its layers are those of experts"
+        by_weight = {layer.bindings["weight"]: layer for layer in inside}
+        producers = [
+            Producer(by_weight[site.bindings[role]], site.bindings[f"{role}_rows"][0], 1)
+            for role in ("gate", "up")
+            if site.bindings[role] is not None
+        ]
+        down = layers[site.output]
+        return [UnitGroup(site.bindings["intermediate_size"], 1, tuple(producers), down)]
+
+
+def _channels(first: Site, second: Site) -> UnitGroup:
+    inner = 1
+    for size in second.bindings["kernel"]:
+        inner *= size
+    return UnitGroup(first.bindings["out_channels"], inner, (Producer(first, 0, 1),), second)
+
+
+@hookimpl
+def register_passes() -> list[type[Pass]]:
+    """The pass of this file."""
+    return [PruneNeurons]
