@@ -17,7 +17,7 @@ from compiler.model_name import model_name
 from compiler.ops.quantized_linear import inputs_rounded
 from compiler.pipeline import relative_error
 from compiler.program import Dimension, TensorSpec
-from compiler.runtime.manifest import PassRecord, Scalar, TensorRecord
+from compiler.runtime.manifest import GoldenRecord, Manifest, PassRecord, RuntimeRecord, Scalar, TensorRecord
 from compiler.states import KEPT_POSITIONS
 
 if TYPE_CHECKING:
@@ -64,6 +64,26 @@ def artifact_contents(
         versions=_versions(),
         notes=tuple(program.notes),
         runs_here=target.is_host,
+    )
+
+
+def trial_manifest(program: Program, lowered: Lowered, target: Target) -> Manifest:
+    """As much of a manifest as an engine needs to open what was lowered; it is never written."""
+    return Manifest(
+        regraft="",
+        name="",
+        role=program.role,
+        backend="",
+        target=str(target),
+        inputs=tuple(_record(spec) for spec in program.inputs),
+        outputs=tuple(_record(spec) for spec in program.outputs),
+        dimensions={},
+        runtime=RuntimeRecord(
+            lowered.runtime, lowered.entry, dict(lowered.requires), lowered.instructions, dict(lowered.options)
+        ),
+        golden=GoldenRecord("", lowered.tolerance),
+        files={},
+        generation=generation_record(program),
     )
 
 

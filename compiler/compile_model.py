@@ -69,6 +69,9 @@ def compile_model(
     started = time.perf_counter()
     from compiler.artifact import ArtifactDraft, check_output_folder, staged_artifact
     from compiler.artifact_contents import artifact_contents, evidence_summary, files_bytes
+    from compiler.budget.limits import check_budget
+    from compiler.budget.mix import BudgetedMix
+    from compiler.budget.passes import with_budget, with_mix
     from compiler.evidence.cost import peak_memory_bytes
     from compiler.evidence.data import load_dataset
     from compiler.evidence.payload import measure_payload, time_large_model
@@ -78,17 +81,20 @@ def compile_model(
     from compiler.pipeline import Pipeline
     from compiler.registry import Registry
     from compiler.report import report_files
-    from compiler.rewriting import PassContext
+    from compiler.rewriting import Graft, PassContext
 
     # What the recipe says is checked before anything slow is done.
     registry = registry or Registry()
     target = Target.parse(recipe.target)
     backend = registry.backend(recipe.backend)
     specs = recipe.passes if recipe.passes is not None else parse_passes(backend.default_pipeline(target))
-    passes = build_passes(specs, registry.passes(), registry.pipelines())
-    mixers = registry.mixers()
+    known = registry.passes()
+    if recipe.budget:
+        check_budget(recipe.budget)
+        specs = with_budget(specs, recipe.budget, known, registry.pipelines())
+    passes = build_passes(specs, {**known, BudgetedMix.name: BudgetedMix}, registry.pipelines())
     for one in passes:
-        one.check(mixers)
+        one.check(registry)
     recipe = replace(recipe, passes=tuple(spec_of(one) for one in passes))
     check_output_folder(folder)
 
@@ -103,11 +109,13 @@ def compile_model(
     probes = tuple(probe() for probe in registry.probes().values())
     context = PassContext(
         target, data, recipe.max_drop, recipe.seed, progress=progress, healing=healing, probes=probes,
-        mixers=mixers,
+        mixers=registry.mixers(), formats=registry.formats(), backend=backend, allow_simulated=recipe.allow_simulated,
+        grafts={name: cls for name, cls in known.items() if issubclass(cls, Graft)},
     )  # fmt: skip
     pipeline = Pipeline(passes, context, registry.manager.hook, probes)
     timed = time_large_model(captured, data)
     program, before, records = pipeline.run(captured)
+    recipe = with_mix(recipe, records)
     release_memory(captured.weights().values())
 
     with staged_artifact(folder) as staging:

@@ -6,6 +6,7 @@ came from has changed.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import inspect
 import sys
@@ -55,8 +56,9 @@ def text_digest(*texts: str) -> str:
     return content.hexdigest()[:DIGITS]
 
 
-def code_digest(classes: Sequence[type[Any]] = ()) -> str:
-    """Of this code, of the files that define `classes`, and of plugins that are files."""
+@functools.cache
+def code_digest(classes: tuple[type[Any], ...] = ()) -> str:
+    """Of this code as it is when a process first asks, of the files that define `classes`, and of plugin files."""
     import compiler
 
     core = Path(compiler.__file__).parent

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from compiler.errors import CompilerError
 from compiler.evidence import Evidence, Probe
-from compiler.evidence.cost import flops, peak_memory_bytes, weight_bytes
+from compiler.evidence.cost import float32_bytes, flops, peak_memory_bytes, weight_bytes
 from compiler.evidence.fidelity import Reference, measure_fidelity, reference_outputs
 from compiler.grafting import apply_graft
 from compiler.program import Program, TrailEntry
@@ -67,6 +67,7 @@ class Pipeline:
         """The Program after all passes, the evidence before the first, a record a pass. `program` is left alone."""
         self.context.progress("running the captured model")
         self.reference = reference = reference_outputs(program, self.context.data.scoring)
+        self.context = replace(self.context, captured_bytes=float32_bytes(program))
         before = self.take_evidence(program, reference, time.perf_counter(), "the captured model")
         records: list[PassRecord] = []
         evidence = before
@@ -124,7 +125,10 @@ class Pipeline:
 
     def _run_one(self, one: Pass, program: Program, reference: Reference, ran: list[str]) -> tuple[Program, PassResult]:
         if isinstance(one, Graft):
-            return apply_graft(one, program, reference, self._with_time_for(one))
+            context = self._with_time_for(one)
+            graft, mix = one.planned(program, context)
+            program, result = apply_graft(graft, program, reference, context)
+            return program, replace(result, mix=mix)
         assert isinstance(one, Rewrite)
         after = program.copy()
         result = one.rewrite(after, self.context)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import torch
 
     from compiler.backend import Backend
+    from compiler.budget.record import MixRecord
     from compiler.evidence import Evidence, Probe
     from compiler.evidence.data import Dataset
     from compiler.healing.plan import HealingPlan
@@ -42,8 +43,8 @@ class PassContext:
     `data` has calibration batches that a pass may look at; the batches that score it are not for passes. `max_drop` is
     the budget on the outputs (None: no budget), `tolerance` overrides the rounding allowed to rewrites (None: by
     dtype). `healing` says for how long stand-ins may learn (None: not at all).
-    `probes` are those that sites may be ranked by, `mixers` and `formats` the token mixers and the weight formats of all
-    plugins by name. `backend` is what the Program is lowered with (None: nothing is); what it has no kernels for may be
+    `probes` are those that sites may be ranked by, `mixers` and `formats` the token mixers and the weight formats of
+    all plugins by name. `backend` is what the Program is lowered with (None: nothing is); what it has no kernels for may be
     simulated only where `allow_simulated`. `grafts` are those of all plugins by name, and `captured_bytes` what the
     weights of the captured model take in float32: what a budget chooses among, and a share of. `walk` is a run over the
     calibration data that is under way (compiler.quantization.calibration_walk), which several grafts share.
@@ -69,7 +70,9 @@ class PassContext:
         """What to refuse a site with whose stand-in needs a kernel of this operator of the dialect (None: no operator
         of it is what it needs), or None where there is one, or none is asked for.
         """
-        if self.backend is None or self.allow_simulated or self.backend.by_definition or operator in self.backend.kernels:
+        if self.backend is None or self.allow_simulated or self.backend.by_definition:
+            return None
+        if operator in self.backend.kernels:
             return None
         return f"{self.backend.name} has no kernel for it: smaller but no faster, which --allow-simulated takes"
 
@@ -93,7 +96,7 @@ class SiteOutcome:
 class PassResult:
     """What a pass did. `changed` names the nodes or sites; an empty tuple means that the pass found nothing to do.
 
-    `ranking` is what sites cost alone, where a graft chose them by it.
+    `ranking` is what sites cost alone, where a graft chose them by it, `mix` what a budget chose.
     """
 
     changed: tuple[str, ...] = ()
@@ -103,6 +106,7 @@ class PassResult:
     evidence: Evidence | None = None
     healing: HealingRecord | None = None
     ranking: SiteRanking | None = None
+    mix: MixRecord | None = None
 
 
 class Pass(ABC):
@@ -176,6 +180,10 @@ class Graft(Pass):
         """A proposal for each site in turn: for grafts whose proposals depend on those before them."""
         for site in sites:
             yield self.propose(site, program, context)
+
+    def planned(self, program: Program, context: PassContext) -> tuple[Graft, MixRecord | None]:
+        """The graft that is applied, and why that one, where it is for the model to say; as a rule this one."""
+        return self, None
 
     @classmethod
     def candidates(cls, kind: str) -> Iterable[Graft]:

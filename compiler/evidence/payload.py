@@ -60,7 +60,7 @@ def measure_payload(
     """
     if timed is None:
         batch = typical_batch(captured, data)
-        eager, payload = _alternate(lambda: captured.run(*batch), lambda: run_session(session, program, batch))
+        eager, payload = alternate(lambda: captured.run(*batch), lambda: run_session(session, program, batch))
     else:
         batch, eager = timed
         payload = _repeat(lambda: run_session(session, program, batch))
@@ -109,10 +109,11 @@ def _fidelity(session: Session, program: Program, reference: Reference, data: Da
 
 
 def _repeat(call: Callable[[], Any]) -> list[float]:
-    return _alternate(call, lambda: None)[0]
+    return alternate(call, lambda: None)[0]
 
 
-def _alternate(first: Callable[[], Any], second: Callable[[], Any]) -> tuple[list[float], list[float]]:
+def alternate(first: Callable[[], Any], second: Callable[[], Any]) -> tuple[list[float], list[float]]:
+    """The seconds of each call of either, in rounds that run one after the other."""
     sides: tuple[list[float], list[float]] = ([], [])
     started = time.perf_counter()
     for call in (first, second):  # warm-up

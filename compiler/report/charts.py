@@ -7,7 +7,7 @@ them.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,8 @@ BAR = 12
 LABEL_LIMIT = 46
 TOP, COLUMN = 16, 110
 ERROR = "error"
+MOST_DECADES = 6
+"""Of costs: what is less is nothing beside the rest."""
 COLOURS = {"linear": "a", "embedding": "b", "convolution": "c", "norm": "d", "other": "e"}
 
 
@@ -169,6 +171,39 @@ def curve_chart(points: Sequence[tuple[float, float]], marks: Sequence[tuple[flo
     end = Markup('<text class="tick" x="{}" y="{}" text-anchor="end">{}</text>')
     rows.append(end.format(left + width, top + height + 14, formats.duration(last)))
     return _svg("Held-out loss while healing", top + height + 20, rows)
+
+
+def frontier_chart(
+    points: Sequence[tuple[float, float]], chosen: tuple[float, float], written: Callable[[float], str]
+) -> Markup:
+    """A line through (amount, cost), amounts from 0 and costs by powers of ten, and a dot for what was chosen.
+
+    `written` puts an amount in words. Costs of nothing stand at the bottom.
+    """
+    costs = [cost for _, cost in (*points, chosen) if cost > 0] or [1.0]
+    high, low = math.log10(max(costs)), math.log10(min(costs))
+    low = max(min(low, high - 1), high - MOST_DECADES)
+    largest = max([amount for amount, _ in (*points, chosen)] + [1e-12])
+    left, top, width, height = 6, 20, WIDTH - 12, 120
+
+    def place(amount: float, cost: float) -> tuple[float, float]:
+        decades = max(low, math.log10(cost)) if cost > 0 else low
+        return left + width * amount / largest, top + height * (high - decades) / (high - low)
+
+    places = [place(*point) for point in points]
+    rows = [Markup('<path class="axis" d="M{} {}H{}"/>').format(left, top + height, left + width)]
+    if places:
+        rows.append(Markup('<path class="curve" d="M{}"/>').format("L".join(f"{x:.1f} {y:.1f}" for x, y in places)))
+    for (amount, cost), (x, y) in zip(points, places, strict=True):
+        rows.append(_dot(x, y, "a", f"{written(amount)}: {cost:.3g}"))
+    rows.append(_dot(*place(*chosen), "d", f"chosen, {written(chosen[0])}: {chosen[1]:.3g}"))
+    rows.append(Markup('<text class="tick" x="{}" y="12">{}</text>').format(left, f"{max(costs):.3g}"))
+    told = f"{written(chosen[0])}: {chosen[1]:.3g}"
+    rows.append(Markup('<text class="value" x="{}" y="12">{}</text>').format(WIDTH, told))
+    rows.append(Markup('<text class="tick" x="{}" y="{}">0</text>').format(left, top + height + 14))
+    end = Markup('<text class="tick" x="{}" y="{}" text-anchor="end">{}</text>')
+    rows.append(end.format(left + width, top + height + 14, written(largest)))
+    return _svg("The least cost by what the model may use, and what was chosen", top + height + 20, rows)
 
 
 def _svg(title: str, height: float, parts: Sequence[Markup]) -> Markup:

@@ -11,7 +11,8 @@
     max_drop            the budget, or null
     allow_simulated     whether formats without a kernel were let in
     passes              in order: name, text, make, changed_count, states (count by state), evidence, notes, ranking,
-                        healing (null, or what was trained: the fields of compiler/healing/record.py)
+                        healing (null, or what was trained: the fields of compiler/healing/record.py), mix (null, or
+                        what a budget chose: the fields of compiler/budget/record.py)
     passes.ranking      null, or why a graft took the sites it took: rank, error (what errors are of), data, seconds,
                         reused, and sites in graph order: site, replaced, score (the sum of parts), parts by name,
                         error and recall (nats lost by probe) as measured; null where outputs were broken
@@ -89,7 +90,7 @@ def report_document(result: CompileResult) -> dict[str, Any]:
         "recipe": result.recipe.text(),
         "seconds": result.seconds,
         "peak_memory_bytes": result.peak_memory_bytes,
-        "notes": [*result.program.notes, *result.lowered.notes, *_carried_note(result)],
+        "notes": [*result.program.notes, *result.lowered.notes, *_carried_note(result), *_budget_notes(result)],
     }
     plain: dict[str, Any] = _plain(document)
     return plain
@@ -127,6 +128,17 @@ def _carried_note(result: CompileResult) -> tuple[str, ...]:
     return ("rewrites before the last were checked to be exact: their scores are those before them, not taken anew",)
 
 
+def _budget_notes(result: CompileResult) -> list[str]:
+    """Sizes that are over their limit after all: --max-drop gives sites back whatever that takes."""
+    limits = [limit for record in result.records if record.result.mix for limit in record.result.mix.limits]
+    return [
+        f"{limit.text} is not held: --max-drop gave back too much, and the payload has {result.payload_bytes:,} bytes "
+        f"of the {limit.allowed:,.0f} allowed"
+        for limit in limits
+        if limit.quantity == "size" and result.payload_bytes > limit.allowed
+    ]
+
+
 def _pass_document(record: PassRecord) -> dict[str, Any]:
     states = Counter(outcome.state for outcome in record.result.outcomes)
     if not record.result.outcomes and record.result.refusals:
@@ -141,6 +153,7 @@ def _pass_document(record: PassRecord) -> dict[str, Any]:
         "notes": [*record.result.notes, *_healing_note(record)],
         "healing": None if record.result.healing is None else record.result.healing.to_json(),
         "ranking": None if record.result.ranking is None else record.result.ranking.to_json(),
+        "mix": None if record.result.mix is None else record.result.mix.to_json(),
     }
 
 

@@ -9,6 +9,7 @@ from markupsafe import Markup
 
 from compiler.report import charts, formats
 from compiler.report.healing_text import learned_from
+from compiler.report.mix_text import AMOUNTS, choice_rows, frontier_caption, limit_lines
 
 TEMPLATE = Path(__file__).parent / "report.html.j2"
 LISTED_SITES = 250
@@ -42,6 +43,7 @@ def html_page(document: dict[str, Any]) -> str:
         states=sorted({site["state"] for site in document["sites"]}),
         charts=_charts(document),
         facts=_headline(document),
+        budgets=[(choice_rows(one["mix"]), limit_lines(one)) for one in document["passes"] if one["mix"] is not None],
     )
 
 
@@ -128,6 +130,9 @@ def _charts(document: dict[str, Any]) -> list[tuple[str, Markup, str]]:
             found.append(
                 (f"Layers: {one['name']}", charts.ranking_chart(one["ranking"]["sites"]), ranking_caption(one))
             )
+    found += [
+        _frontier_chart(one["mix"]) for one in document["passes"] if one["mix"] is not None and one["mix"]["frontier"]
+    ]
     found += [_healing_chart(one["name"], one["healing"]) for one in document["passes"] if one["healing"] is not None]
     drops = sorted((site for site in document["sites"] if site["drop"] is not None), key=lambda site: -site["drop"])
     if drops:
@@ -145,6 +150,13 @@ def ranking_caption(one: dict[str, Any]) -> str:
         f"What each site costs when it alone is replaced: {lost} ({ranking['error']}), on {ranking['data']}. "
         "In the order of the graph; a mark below says that the site is replaced."
     )
+
+
+def _frontier_chart(mix: dict[str, Any]) -> tuple[str, Markup, str]:
+    first = mix["limits"][0]
+    points = [(point["amount"], point["cost"]) for point in mix["frontier"]]
+    picture = charts.frontier_chart(points, (first["expected"], mix["expected"]), AMOUNTS[first["quantity"]])
+    return f"Budget: {first['text']}", picture, frontier_caption(mix)
 
 
 def _healing_chart(name: str, healing: dict[str, Any]) -> tuple[str, Markup, str]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from compiler.cli.terminal import line, table
 from compiler.report import formats
+from compiler.report.mix_text import choice_rows, limit_lines
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -46,9 +47,17 @@ def compile_summary(document: dict[str, Any]) -> list[RenderableType]:
     for one in document["passes"]:
         if one["ranking"] is not None:
             shown += _ranking_tables(one)
+        if one["mix"] is not None:
+            shown += _mix_tables(one)
     shown += [line(f"{one['name']}: {note}") for one in document["passes"] for note in one["notes"]]
     shown += [line(text) for text in _closing(document)]
     return shown
+
+
+def _mix_tables(one: dict[str, Any]) -> list[RenderableType]:
+    """What a budget chose, by choice, and what that was expected to give beside what it gives."""
+    headers = (f"{one['name']}, chosen", ">sites", ">bytes before", ">bytes now", ">expected cost")
+    return [table(headers, choice_rows(one["mix"])), *map(line, limit_lines(one))]
 
 
 def _ranking_tables(one: dict[str, Any]) -> list[RenderableType]:

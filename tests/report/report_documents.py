@@ -53,6 +53,26 @@ def healing(text: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def mix(text: str) -> dict[str, Any]:
+    """As `MixRecord.to_json` gives it, of three places and two limits."""
+    places = [
+        {
+            "site": f"{text}.{index}", "kind": "linear", "choice": choice, "cost": cost, "bytes": size,
+            "original_bytes": 4_000_000,
+        }
+        for index, (choice, cost, size) in enumerate(((text, 2e-3, 5e5), (text, 1e-3, 5e5), ("", 0.0, 4e6)))
+    ]  # fmt: skip
+    limits = [
+        {"quantity": quantity, "text": f"{quantity}={text}", "whole": w, "allowed": a, "expected": e, "measured": m}
+        for quantity, w, a, e, m in [("size", 12e6, 6e6, 5e6, 5.1e6), ("latency", 0.02, 0.012, 0.011, 0.0115)]
+    ]
+    return {
+        "places": places, "limits": limits, "expected": 0.003, "error_name": text,
+        "frontier": [{"amount": 1.5e6, "cost": 0.1}, {"amount": 5e6, "cost": 0.003}, {"amount": 12e6, "cost": 0.0}],
+        "corrections": {text: 1.1}, "candidate_count": 17, "reused": 3, "seconds": 95.5,
+    }  # fmt: skip
+
+
 def report(text: str = "encoder", site_count: int = 40) -> dict[str, Any]:
     """A report with every part, where each name and reason is or starts with `text`."""
     states = ("grafted", "softened", "returned", "refused")
@@ -70,6 +90,7 @@ def report(text: str = "encoder", site_count: int = 40) -> dict[str, Any]:
             "evidence": evidence(1.0 - 0.001 * index, 90_000_000 // (index + 1)),
             "ranking": ranking(text) if make == "graft" else None,
             "healing": healing(text) if make == "graft" else None,
+            "mix": mix(text) if make == "graft" else None,
         }
         for index, make in enumerate(("rewrite", "rewrite", "graft"))
     ]  # fmt: skip

@@ -1,0 +1,315 @@
+"""What every candidate costs the outputs and what it uses, measured site by site on calibration data.
+
+A candidate's cost is what it is expected to add to the divergence of the outputs: for an error d in what a site gives,
+1/2 sum over outputs o of P_o mean(d_o ** 2), with P_o the mean squared gradient that comes back to o for labels drawn
+from the model (compiler.quantization.sensitivity). So costs of stand-ins of any kind are in one unit, and add up.
+
+That is a second-order estimate of one layer. It is held against the truth: at some sites of each kind, every candidate
+is also put in alone and the divergence of the outputs measured; all costs of a candidate are multiplied by the
+geometric mean of measured over expected there.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, fx, nn
+
+from compiler.budget.kept_costs import Entry, KeptCosts, costs_digest
+from compiler.budget.places import Choice, Place
+from compiler.budget.site_copies import SiteCopies
+from compiler.budget.stand_alone import Figures, Several, StandAlone
+from compiler.errors import CompilerError
+from compiler.mapped_weights import release_memory
+from compiler.quantization.calibration_walk import CalibrationWalk, UndisturbedWalk
+from compiler.quantization.sensitivity import gradient_power
+from compiler.rewriting import Replacement
+from compiler.sites import Refusal, Site
+
+if TYPE_CHECKING:
+    from compiler.program import Program
+    from compiler.rewriting import PassContext
+
+MOST_ROWS = 1024
+"""Rows of a site's output that an error is taken over."""
+SAMPLED_PLACES = 8
+"""Places of each kind where candidates are also measured by what the outputs say."""
+TRIED_PLACES = 6
+"""Places of a kind after which what was never worth taking is not measured any more."""
+CLEARLY = 0.8
+"""A candidate is not worth taking where another uses no more and costs less than this part of it."""
+LARGEST_CORRECTION = 30.0
+"""Of a candidate's costs, beside the usual one: what is measured of tiny divergences may be noise."""
+LEAST_COST = 1e-9
+"""Divergences below it are rounding."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """What may stand at a place: what it costs and uses. `choice` is None for what stands there already."""
+
+    place: Place
+    choice: Choice | None
+    cost: float
+    figures: Figures
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """All candidates, and by what the costs of a kind of candidate were multiplied, as (kind of site, text)."""
+
+    candidates: tuple[Candidate, ...]
+    corrections: Mapping[tuple[str, str], float]
+    taken_from_cache: int
+    measured: int
+
+
+@dataclass
+class _Waiting:
+    """A candidate whose sites have not all been passed: a shared table is read at both ends of a model."""
+
+    choice: Choice
+    proposals: Sequence[Replacement]
+    cost: float = 0.0
+    divergence: float | None = None
+
+
+@dataclass
+class Measuring:
+    """One walk over the calibration data, in which every candidate of every place is built, measured and let go."""
+
+    program: Program
+    context: PassContext
+    places: Sequence[Place]
+    choices: Mapping[str, Sequence[Choice]]
+    timed: bool
+    kept: KeptCosts = field(init=False)
+    copies: SiteCopies = field(init=False)
+    alone: StandAlone = field(init=False)
+
+    def __post_init__(self) -> None:
+        assert self.context.backend is not None
+        offered = [choice for found in self.choices.values() for choice in found]
+        self.kept = KeptCosts(costs_digest(self.program, self.context, offered))
+        self.copies = SiteCopies(self.program, self.context.data, [s for place in self.places for s in place.sites])
+        self.alone = StandAlone(self.context.backend, self.context.target, timed=self.timed)
+
+    def run(self) -> Measured:
+        """Every candidate of every place, what stands there already first."""
+        found = {place.name: self._originals(place) for place in self.places}
+        known = len(self.kept.entries)
+        if any(self._wanted(place) for place in self.places):
+            self._measure()
+        corrections, usual = self._corrections()
+        seconds = {one.place.covers[0]: one.figures.seconds or 0.0 for one in self._flat(found) if one.place.is_part}
+        for place in self.places:
+            whole = sum(seconds.get(part, 0.0) for part in place.covers)
+            for choice in self._choices(place):
+                entry = self.kept.get(place, choice)
+                if entry is not None and entry.refused is None and entry.figures is not None:
+                    cost = entry.cost * corrections.get((place.kind, choice.text), usual)
+                    figures = entry.figures.beside(whole)
+                    found[place.name].append(Candidate(place, choice, cost, figures, entry.note))
+        return Measured(tuple(self._flat(found)), corrections, known, len(self.kept.entries) - known)
+
+    def _flat(self, found: Mapping[str, Sequence[Candidate]]) -> list[Candidate]:
+        return [one for place in self.places for one in found[place.name]]
+
+    def _choices(self, place: Place) -> Sequence[Choice]:
+        return self.choices.get(place.kind, ())
+
+    def _originals(self, place: Place) -> list[Candidate]:
+        if not place.is_part:
+            return []
+        return [Candidate(place, None, 0.0, self._figures("", place, [self.copies.of(site) for site in place.sites]))]
+
+    def _figures(self, name: str, place: Place, modules: Sequence[nn.Module]) -> Figures:
+        """Of stand-ins for the sites of a place."""
+        originals = [self.copies.of(site) for site in place.sites]
+        both = self.copies.shapes(self.timed)
+        called, typical = ([shapes[site.kind, site.output] for site in place.sites] for shapes in both)
+        if len(modules) == 1:
+            return self.alone.figures(name, modules[0], originals[0], called[0], typical[0])
+        counts = [len(site.inputs) for site in place.sites]
+        joined = (Several(modules, counts), Several(originals, counts))
+        return self.alone.figures(
+            name, *joined, [one for s in called for one in s], [one for s in typical for one in s]
+        )
+
+    def _measure(self) -> None:
+        from compiler.selection.site_meter import SiteMeter
+
+        context = self.context
+        position = {node: index for index, node in enumerate(self.program.graph.nodes)}
+        order = sorted(
+            ((site, place) for place in self.places for site in place.sites),
+            key=lambda one: (position[one[0].output], not one[1].is_part),
+        )
+        sites = [site for site, _ in order]
+        walk = UndisturbedWalk(self.program, context.data, {site.output: site.inputs for site in sites})
+        context.progress("budget: how much the outputs mind each site")
+        dims = {site.output: 1 for site in sites if site.kind == "convolution"}
+        power = gradient_power(self.program, {site.output for site in sites}, context.data, context.seed, dims)
+        meter = SiteMeter(self.program, context, sites, [], 0) if context.data.ranking else None
+        sampled = self._sampled()
+        waiting: dict[str, list[_Waiting]] = {}
+        for index, (site, place) in enumerate(order, 1):
+            context.progress(f"budget: {place.name}, {index} of {len(order)} sites")
+            if site is place.sites[0]:
+                waiting[place.name] = list(self._proposed(place, walk))
+            if waiting[place.name]:
+                judge = _Judge(self, walk, site, power)
+                for one in waiting[place.name]:
+                    module = one.proposals[place.sites.index(site)].module.eval()
+                    one.cost += judge.cost(module)
+                    if meter is not None and place.name in sampled:
+                        one.divergence = (one.divergence or 0.0) + meter.cost(site, module).error
+            if site is place.sites[-1]:
+                for one in waiting.pop(place.name):
+                    self._keep(place, one)
+            release_memory(self.program.weights().values())
+
+    def _proposed(self, place: Place, walk: CalibrationWalk) -> Iterator[_Waiting]:
+        """Stand-ins for a place by all choices that have not been measured there and are worth it."""
+        wanted = self._wanted(place)
+        together = replace(self.context, max_drop=None, healing=None, walk=walk if len(place.sites) == 1 else None)
+        if place.kind == "linear" and len(place.sites) == 1 and wanted:
+            walk.statistics(place.sites[0])  # once, before threads ask for it
+
+        def propose(choice: Choice) -> list[Replacement | Refusal]:
+            return list(choice.graft.propose_all(place.sites, self.program, together))
+
+        threads = 1 if place.kind == "feed-forward" else min(2, os.cpu_count() or 1)
+        with ThreadPoolExecutor(threads) as pool:
+            for choice, made in zip(wanted, pool.map(propose, wanted), strict=True):
+                refusals = [one for one in made if isinstance(one, Refusal)]
+                if refusals:
+                    self.kept.add(place, choice, Entry(refused=refusals[0].reason))
+                else:
+                    yield _Waiting(choice, [one for one in made if isinstance(one, Replacement)])
+
+    def _keep(self, place: Place, one: _Waiting) -> None:
+        try:
+            figures = self._figures(one.choice.text, place, [proposal.module for proposal in one.proposals])
+        except CompilerError as error:  # a backend may have no way to write what a plugin stands in
+            self.kept.add(place, one.choice, Entry(refused=error.problem))
+            return
+        note = "; ".join(dict.fromkeys(proposal.note for proposal in one.proposals))
+        cost = one.cost if math.isfinite(one.cost) else math.inf
+        self.kept.add(place, one.choice, Entry(cost, figures, note, one.divergence))
+
+    def _wanted(self, place: Place) -> list[Choice]:
+        """Choices that are not measured at a place and are worth it."""
+        unknown = [one for one in self._choices(place) if self.kept.get(place, one) is None]
+        hopeless = self._hopeless(place.kind) if unknown else set()
+        return [one for one in unknown if one.text not in hopeless]
+
+    def _hopeless(self, kind: str) -> set[str]:
+        """Choices to which another was clearly better at each of the places of this kind that they were measured at."""
+        rows = [
+            {one.text: entry for one in self._choices(place) if (entry := self.kept.get(place, one)) is not None}
+            for place in self.places
+            if place.kind == kind
+        ]
+        found = set()
+        for text in {text for row in rows for text in row}:
+            measured = [row for row in rows if text in row and row[text].refused is None]
+            if len(measured) >= TRIED_PLACES and all(
+                any(_is_better(other, row[text]) for other in row.values()) for row in measured
+            ):
+                found.add(text)
+        return found
+
+    def _sampled(self) -> set[str]:
+        """Names of places of each kind, evenly spaced."""
+        found: set[str] = set()
+        for kind in {place.kind for place in self.places}:
+            names = [place.name for place in self.places if place.kind == kind]
+            count = min(SAMPLED_PLACES, len(names))
+            found |= {names[(2 * index + 1) * len(names) // (2 * count)] for index in range(count)}
+        return found
+
+    def _corrections(self) -> tuple[dict[tuple[str, str], float], float]:
+        """By what costs are multiplied: for each candidate that was put in alone, and for all others."""
+        logs: dict[tuple[str, str], list[float]] = {}
+        for place in self.places:
+            for choice in self._choices(place):
+                entry = self.kept.get(place, choice)
+                if entry is None or entry.divergence is None or not math.isfinite(entry.divergence + entry.cost):
+                    continue
+                ratio = max(entry.divergence, LEAST_COST) / max(entry.cost, LEAST_COST)
+                logs.setdefault((place.kind, choice.text), []).append(math.log(ratio))
+        if not logs:
+            return {}, 1.0
+        means = {key: sum(one) / len(one) for key, one in logs.items()}
+        usual, limit = statistics.median(means.values()), math.log(LARGEST_CORRECTION)
+        return {key: math.exp(min(usual + limit, max(usual - limit, one))) for key, one in means.items()}, math.exp(
+            usual
+        )
+
+
+class _Judge:
+    """Errors in what one site gives, on some rows of calibration data."""
+
+    def __init__(
+        self, measuring: Measuring, walk: CalibrationWalk, site: Site, power: Mapping[fx.Node, Tensor]
+    ) -> None:
+        data = measuring.context.data
+        self._dim = 1 if site.kind == "convolution" else -1
+        self._power = power.get(site.output)
+        self._blind = not power
+        self._rows: list[tuple[tuple[Tensor, ...], Tensor, Tensor | None]] = []
+        copy, left = measuring.copies.of(site), MOST_ROWS
+        with torch.no_grad():
+            for inputs, batch in zip(walk.inputs(site), data.calibration, strict=True):
+                if left <= 0:
+                    break
+                samples = _samples(inputs, left)
+                expected = copy(*samples)[0]
+                cut = tuple(one[: len(expected)] if one.dim() else one for one in batch)
+                self._rows.append((samples, expected, data.row_mask(cut, expected)))
+                left -= expected.numel() // max(1, expected.shape[self._dim])
+
+    @torch.no_grad()
+    def cost(self, module: nn.Module) -> float:
+        """What `module` in place of the site is expected to add to the divergence of the outputs."""
+        total: Tensor | float = 0.0
+        count = 0
+        for inputs, expected, mask in self._rows:
+            squares = (module(*inputs) - expected).double().square().movedim(self._dim, -1)
+            rows = squares.flatten(0, -2) if mask is None else squares[mask]
+            total = total + rows.sum(0)
+            count += len(rows)
+        if isinstance(total, float):
+            return 0.0
+        mean = total / max(count, 1)
+        if self._blind:
+            return 0.5 * float(mean.sum())
+        return 0.0 if self._power is None else 0.5 * float(torch.dot(mean, self._power.double()))
+
+
+def _samples(inputs: tuple[Tensor, ...], rows: int) -> tuple[Tensor, ...]:
+    """The first samples of a batch, as few as have so many rows; all, where inputs do not agree on what a sample is."""
+    leading = {len(one) if one.dim() else 0 for one in inputs}
+    if len(leading) != 1 or 0 in leading:
+        return inputs
+    (count,) = leading
+    largest = max(one[0].numel() // max(1, one.shape[-1]) if one.dim() > 1 else 1 for one in inputs)
+    return tuple(one[: min(count, max(1, -(-rows // max(1, largest))))] for one in inputs)
+
+
+def _is_better(one: Entry, other: Entry) -> bool:
+    """Whether one uses no more than the other and clearly costs less."""
+    if one.refused is not None or one.figures is None or other.figures is None:
+        return False
+    fewer = one.figures.bytes <= other.figures.bytes and one.figures.flops <= other.figures.flops
+    no_slower = (one.figures.seconds or 0.0) <= (other.figures.seconds or 0.0)
+    return fewer and no_slower and one.cost < CLEARLY * other.cost

@@ -1,0 +1,60 @@
+"""What a whole model uses, as it is and with a mix in it: bytes and seconds as lowered on trial, FLOPs of its graph."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from compiler.budget.chosen_mix import ChosenMix, Key
+from compiler.budget.site_copies import typical_inputs
+from compiler.budget.stand_alone import lowered_on_trial
+from compiler.evidence.cost import float32_bytes, flops, weight_bytes
+from compiler.evidence.payload import LARGE_BYTES, alternate
+from compiler.grafting import put_in
+from compiler.runtime.bench import Spread
+from compiler.sites import Refusal
+
+if TYPE_CHECKING:
+    from compiler.program import Program
+    from compiler.rewriting import PassContext, Replacement
+
+
+class WholeModel:
+    """A Program that is to be given a mix of stand-ins."""
+
+    def __init__(self, program: Program, context: PassContext, *, timed: bool) -> None:
+        """Lowers it once. What is too large to be lowered twice for its size alone counts as its weights."""
+        assert context.backend is not None
+        self._program, self._context, self._backend = program, context, context.backend
+        self._flops = flops(program)
+        self._float32 = context.captured_bytes or float32_bytes(program)
+        self._bytes, self._seconds = weight_bytes(program), 0.0
+        self._inputs = typical_inputs(program, context.data) if timed else ()
+        self._call: Callable[[], Any] = lambda: None
+        if timed or self._bytes < LARGE_BYTES:
+            context.progress("budget: lowering the model as it is, on trial")
+            with lowered_on_trial(program, self._backend, context.target) as trial:
+                self._bytes = trial.bytes
+                if timed:
+                    self._call = trial.call(self._inputs)
+                    self._seconds = Spread.of(alternate(self._call, lambda: None)[0]).median
+
+    def amount(self, quantity: str) -> float:
+        """What a share is of: weights in float32, FLOPs, seconds."""
+        return {"size": float(self._float32), "flops": float(self._flops), "latency": self._seconds}[quantity]
+
+    def unchanged(self, quantity: str) -> float:
+        """What the model uses as it is: bytes of its payload, FLOPs, seconds."""
+        return {"size": float(self._bytes), "flops": float(self._flops), "latency": self._seconds}[quantity]
+
+    def of_mix(self, made: Mapping[Key, Replacement | Refusal], quantities: Sequence[str]) -> list[float]:
+        """What the model uses with these stand-ins in it; seconds beside those of the model as it is, run in turns."""
+        program = put_in(ChosenMix(made), self._program, self._context)
+        found = {"flops": float(flops(program))}
+        if "size" in quantities or "latency" in quantities:
+            with lowered_on_trial(program, self._backend, self._context.target) as trial:
+                found["size"] = float(trial.bytes)
+                if "latency" in quantities:
+                    theirs, ours = alternate(self._call, trial.call(self._inputs))
+                    found["latency"] = self._seconds * Spread.of(ours).median / Spread.of(theirs).median
+        return [found[quantity] for quantity in quantities]
