@@ -7,6 +7,7 @@ gradient of the loss at o (compiler.quantization.sensitivity).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -14,8 +15,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, fx
 
+from compiler.budget.allocation import Offer, allocate
 from compiler.ops.quantized_linear import dequantized_weight
-from compiler.quantization.bit_allocation import allocate_bits
 from compiler.quantization.calibration_walk import CalibrationWalk
 from compiler.quantization.sensitivity import gradient_power
 from compiler.quantization.stand_ins import BlockForm, LinearWeights, block_at_least, block_linear, linear_weights
@@ -49,14 +50,19 @@ def planned_bits(
         return {}
     power = gradient_power(program, [site.output for site in sites], context.data, context.seed)
     walk = CalibrationWalk(program, context.data)
-    sizes, costs = [], []
+    weight_count, costs = 0, []
+    offers: list[Offer] = []
     for site in sites:
         context.progress(f"weighing the bits of {site.name}")
         layer = linear_weights(site, program, walk.statistics(site))
-        sizes.append(layer.weight.numel())
-        costs.append({bits: expected_cost(layer, form, power.get(site.output)) for bits, form in forms.items()})
-    chosen = allocate_bits(sizes, costs, average)
-    return {site.output: PlannedBits(bits, cost) for site, bits, cost in zip(sites, chosen, costs, strict=True)}
+        size = layer.weight.numel()
+        weight_count += size
+        cost = {bits: expected_cost(layer, form, power.get(site.output)) for bits, form in forms.items()}
+        offers += [Offer((len(costs),), one, (float(size * bits),)) for bits, one in cost.items()]
+        costs.append(cost)
+    chosen = allocate(offers, len(sites), [math.floor(average * weight_count)])
+    bits = [list(forms)[index % len(forms)] for index in chosen]
+    return {site.output: PlannedBits(one, cost) for site, one, cost in zip(sites, bits, costs, strict=True)}
 
 
 def expected_cost(layer: LinearWeights, form: BlockForm, power: Tensor | None) -> float:

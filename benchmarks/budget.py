@@ -1,0 +1,210 @@
+"""A budget against uniform bits at the same bytes: all-MiniLM-L6-v2, and SmolLM2-135M where its folder is given.
+
+    python benchmarks/budget.py --artifacts FOLDER [--smollm2 CHECKPOINT --text FOLDER] [--only NAME ...] [--no-compile]
+
+Every variant is compiled by the command, in a process of its own, into --artifacts, unless it stands there. The
+embeddings of all-MiniLM-L6-v2 are compared with torch in float32 on 64 texts of Python's own help, one at a time;
+SmolLM2 reads windows of 512 tokens of every eighth document of --text, and is calibrated on the others. No compile sees
+what is judged on. The table goes to the terminal and to benchmarks/results/budget.*; a run with --only adds to it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from held_out_text import TextFolder, held_out_windows
+from minilm_int8 import packaged_checkpoint, processor
+from quality_figures import SideFigures, add_window, artifact_logits, transformers_logits
+from rich.console import Console
+from sentence_embedding import SentenceEmbedding
+from texts import encode, held_out_texts
+
+HERE = Path(__file__).resolve().parent
+RESULTS = HERE / "results"
+WINDOW = 512
+MINILM, SMOLLM2 = "all-MiniLM-L6-v2", "SmolLM2-135M"
+NEAREST = "rounding=nearest"
+ALLOWED = "quantize,quantize-weights"
+
+
+@dataclass(frozen=True)
+class Variant:
+    """Passes after those that change nothing, and a budget."""
+
+    model: str
+    grafts: str
+    budget: str | None = None
+
+    @property
+    def passes(self) -> str:
+        """As --passes takes them."""
+        first = "canonicalize,fuse" if self.model == MINILM else "canonicalize,fuse,make-incremental"
+        return f"{first},{self.grafts}"
+
+
+def _variants(model: str, sizes: tuple[str, ...]) -> dict[str, Variant]:
+    """Budgets, and uniform bits in tables and layers: rounded to the nearest, and compensated as in GPTQ."""
+    found = {f"{model}, budget size={size}": Variant(model, ALLOWED, f"size={size}") for size in sizes}
+    for name, grafts in {
+        "8 bits": "quantize:bits=8:activations=none:embeddings=8",
+        "4 bits": "quantize:bits=4:group=32:embeddings=4",
+        "4 bits, blocks of 128": "quantize:bits=4:group=128:embeddings=4",
+        "3 bits": "quantize-weights:format=int3:block=64",
+    }.items():
+        found[f"{model}, {name}, to the nearest"] = Variant(model, f"{grafts}:{NEAREST}")
+        found[f"{model}, {name}, GPTQ"] = Variant(model, grafts)
+    return found
+
+
+VARIANTS = {**_variants(MINILM, ("0.20", "0.13")), **_variants(SMOLLM2, ("0.14", "0.105"))}
+
+
+def main() -> None:
+    """Compile what is missing, measure, show, write."""
+    arguments = _arguments()
+    console = Console(stderr=True)
+    wanted = {
+        name: one
+        for name, one in VARIANTS.items()
+        if (arguments.only is None or name in arguments.only) and (one.model == MINILM or arguments.smollm2)
+    }
+    checkpoints = {MINILM: packaged_checkpoint(), SMOLLM2: arguments.smollm2}
+    documents = TextFolder.read(arguments.text) if arguments.text else None
+    file = RESULTS / "budget.json"
+    record = json.loads(file.read_text(encoding="utf-8")) if arguments.only and file.exists() else {"variants": {}}
+    record["machine"] = {"processor": processor(), "python": platform.python_version()}
+    for name, one in wanted.items():
+        if not arguments.no_compile:
+            _compile(name, one, checkpoints[one.model], documents, arguments.artifacts, console)
+    folders = {name: _folder(arguments.artifacts, name) for name in wanted}
+    folders = {name: folder for name, folder in folders.items() if folder.is_dir()}
+    found = _embeddings({n: f for n, f in folders.items() if VARIANTS[n].model == MINILM}, checkpoints[MINILM])
+    language = {n: f for n, f in folders.items() if VARIANTS[n].model == SMOLLM2}
+    if language and documents is not None:
+        found |= _predictions(language, arguments.smollm2, documents, arguments.tokens, console)
+    for name, figures in found.items():
+        record["variants"][name] = {**_of_report(folders[name]), **figures}
+    text = _page(record)
+    console.print(text, markup=False)
+    file.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    (RESULTS / "budget.md").write_text(text, encoding="utf-8")
+
+
+def _folder(artifacts: Path, name: str) -> Path:
+    return artifacts / "".join(letter if letter.isalnum() else "-" for letter in name)
+
+
+def _compile(
+    name: str, one: Variant, checkpoint: Path, documents: TextFolder | None, artifacts: Path, console: Console
+) -> None:
+    folder = _folder(artifacts, name)
+    if folder.is_dir():
+        return
+    command = [sys.executable, "-m", "compiler.cli", str(checkpoint), "--passes", one.passes, "-o", str(folder)]
+    command += ["--budget", one.budget] if one.budget else []
+    if one.model == SMOLLM2 and documents is not None:
+        command += ["--data", str(documents.link_calibration(artifacts / "calibration-text"))]
+    console.print(f"{name}: compiling with {one.passes}", markup=False)
+    started = time.perf_counter()
+    done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, check=False)
+    outcome = "done" if done.returncode == 0 else "\n".join(done.stderr.strip().splitlines()[-2:])
+    console.print(f"{name}: {outcome} after {time.perf_counter() - started:.0f} s", markup=False)
+
+
+def _embeddings(folders: Mapping[str, Path], checkpoint: Path) -> dict[str, dict[str, float]]:
+    """Cosines to torch in float32, by variant."""
+    from compiler.runtime.session import Session
+
+    if not folders:
+        return {}
+    inputs = encode(checkpoint, held_out_texts())
+    model = SentenceEmbedding.from_folder(checkpoint)
+    with torch.no_grad():
+        expected = [model(**{key: torch.from_numpy(one) for key, one in batch.items()}) for batch in inputs]
+    found = {}
+    for name, folder in folders.items():
+        session = Session.open(folder)
+        wanted = {spec.name: spec.dtype for spec in session.manifest.inputs}
+        output = session.manifest.outputs[0].name
+        runs = [session.run({key: batch[key].astype(dtype) for key, dtype in wanted.items()}) for batch in inputs]
+        pairs = zip(runs, expected, strict=True)
+        cosines = [
+            float(torch.nn.functional.cosine_similarity(torch.from_numpy(run[output]), one).mean())
+            for run, one in pairs
+        ]
+        found[name] = {"mean_cosine": sum(cosines) / len(cosines), "worst_cosine": min(cosines)}
+    return found
+
+
+def _predictions(
+    folders: Mapping[str, Path], checkpoint: Path, documents: TextFolder, tokens: int, console: Console
+) -> dict[str, dict[str, float]]:
+    """Perplexities and divergences beside transformers in float32, by variant."""
+    windows = held_out_windows(documents.held_out, checkpoint / "tokenizer.json", WINDOW, tokens)
+    sides = {"": transformers_logits(checkpoint, torch.get_num_threads())}
+    sides |= {name: artifact_logits(folder, torch.get_num_threads()) for name, folder in folders.items()}
+    figures = {name: SideFigures() for name in sides}
+    for index, window in enumerate(windows, 1):
+        add_window(figures, sides, window)
+        console.print(f"window {index} of {len(windows)}", markup=False)
+    return {name: side.summary(figures[""]) for name, side in figures.items() if name}
+
+
+def _of_report(folder: Path) -> dict[str, Any]:
+    """Bytes of the payload, its share of the weights in float32, and what a budget expected."""
+    report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+    mixes = [one["mix"] for one in report["passes"] if one["mix"] is not None]
+    figures = {
+        "payload_bytes": report["after"]["payload_bytes"],
+        "share": report["after"]["payload_bytes"] / report["before"]["weight_bytes"],
+        "compile_seconds": report["seconds"],
+    }
+    for mix in mixes:
+        figures |= {"expected": mix["expected"], "search_seconds": mix["seconds"]}
+    return figures
+
+
+def _page(record: dict[str, Any]) -> str:
+    rows = []
+    for name, one in record["variants"].items():
+        if "mean_cosine" in one:
+            judged = f"cosine {one['mean_cosine']:.4f}, worst {one['worst_cosine']:.4f}"
+        else:
+            judged = (
+                f"perplexity x{one['perplexity_ratio']:.4f} ± {one['ratio_standard_error']:.4f}, "
+                f"KL {one['kl_divergence']:.4f}, top-1 kept {one['top1_agreement']:.1%}"
+            )
+        expected = f"{one['expected']:.3g}" if one.get("expected") is not None else "-"
+        rows.append([name, f"{one['payload_bytes'] / 1e6:.1f}", f"{one['share']:.4f}", judged, expected])
+    head = ["variant", "payload MB", "of float32", "beside the original", "expected by the search"]
+    about = (
+        "all-MiniLM-L6-v2: 64 texts of Python's help. SmolLM2-135M: windows of 512 tokens of held-out documents. "
+        "GPTQ here is `rounding=compensated`: GPTQ's order and updates, with scales fitted anew (decision 14)."
+    )
+    table = "".join(f"| {' | '.join(row)} |\n" for row in [head, ["---"] * len(head), *rows])
+    return f"# What a budget buys\n\n{about}\n\n{table}"
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--artifacts", type=Path, required=True)
+    parser.add_argument("--smollm2", type=Path)
+    parser.add_argument("--text", type=Path)
+    parser.add_argument("--tokens", type=int, default=10 * 1024)
+    parser.add_argument("--only", nargs="*", choices=list(VARIANTS))
+    parser.add_argument("--no-compile", action="store_true")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
