@@ -69,7 +69,6 @@ class Measured:
     candidates: tuple[Candidate, ...]
     corrections: Mapping[tuple[str, str], float]
     taken_from_cache: int
-    measured: int
 
 
 @dataclass
@@ -118,7 +117,7 @@ class Measuring:
                     cost = entry.cost * corrections.get((place.kind, choice.text), usual)
                     figures = entry.figures.beside(whole)
                     found[place.name].append(Candidate(place, choice, cost, figures, entry.note))
-        return Measured(tuple(self._flat(found)), corrections, known, len(self.kept.entries) - known)
+        return Measured(tuple(self._flat(found)), corrections, known)
 
     def _flat(self, found: Mapping[str, Sequence[Candidate]]) -> list[Candidate]:
         return [one for place in self.places for one in found[place.name]]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import importlib.util
 import itertools
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -26,6 +26,7 @@ from compiler.passes.linear.low_rank import LowRank
 from compiler.passes.quantize import Quantize
 from compiler.program import Program
 from compiler.recipe import parse_passes
+from compiler.registry import Registry
 from compiler.rewriting import Graft, PassContext, PassResult
 
 PLUGIN = '''
@@ -70,6 +71,16 @@ def register_passes():
 '''
 
 
+@dataclasses.dataclass(frozen=True)
+class FewBits(Quantize):
+    """Offers little, so that little is measured."""
+
+    @classmethod
+    def candidates(cls, kind: str) -> Iterable[Graft]:
+        """Weights in 8, 4 and 2 bits."""
+        return (cls(activations="none"), cls(bits=4), cls(bits=2)) if kind == "linear" else ()
+
+
 @pytest.fixture(autouse=True, scope="module")
 def own_cache(tmp_path_factory: pytest.TempPathFactory) -> object:
     """No costs that another run kept."""
@@ -93,7 +104,7 @@ def context(*grafts: type[Graft]) -> PassContext:
     rows = torch.randn(64, WIDTH, generator=torch.Generator().manual_seed(2))
     data = dataclasses.replace(plain.data, calibration=((rows,),), scoring=((rows.flip(0),),))
     return dataclasses.replace(
-        plain, data=data, backend=OnnxRuntime(), grafts={one.name: one for one in grafts or (Quantize,)}
+        plain, data=data, backend=OnnxRuntime(), grafts={one.name: one for one in grafts or (FewBits,)}
     )
 
 
@@ -161,12 +172,9 @@ def test_what_cannot_be_reached_names_the_smallest_that_can() -> None:
 def test_a_plugin_of_one_file_changes_the_mix(tmp_path: Path) -> None:
     file = tmp_path / "only_bias.py"
     file.write_text(PLUGIN, encoding="utf-8")
-    spec = importlib.util.spec_from_file_location("only_bias", file)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    chosen = mixed("size=0.2", Quantize, module.OnlyBias)[2]
+    plugin = Registry([file], built_in=False, entry_points=False).passes()["only-bias"]
+    assert issubclass(plugin, Graft)
+    chosen = mixed("size=0.2", FewBits, plugin)[2]
     assert any(one.choice == "only-bias" for one in chosen.places)
     assert chosen.expected is not None
     without = mixed("size=0.2")[2]

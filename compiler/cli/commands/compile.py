@@ -81,6 +81,9 @@ def compile_command(
 
 
 def _check(recipe: Recipe) -> None:
+    from compiler.budget.limits import check_budget
+
+    check_budget(recipe.budget)
     if not recipe.model:
         raise UsageError("no MODEL is given", "See: compile --help")
     if recipe.max_drop is not None and not 0.0 <= recipe.max_drop <= 1.0:
