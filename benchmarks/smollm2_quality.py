@@ -33,8 +33,8 @@ HERE = Path(__file__).resolve().parent
 WINDOW = 512
 ORIGINAL = "transformers float32"
 FIRST = "canonicalize,fuse,make-incremental"
-PLAIN = "rounding=nearest:clip=none"
-IN_8_BITS = "quantize:bits=8:activations=none:embeddings=8:group=32"
+PLAIN = "rounding=nearest:clip=none:keep_grid=false"
+IN_8_BITS = "quantize:bits=8:activations=none:embeddings=8"
 MIXED = "quantize:bits=auto-4.8:group=64"
 
 
@@ -54,8 +54,9 @@ class Variant:
 
 VARIANTS = {
     "float32": Variant(),
-    "8-bit": Variant(IN_8_BITS),
-    "8-bit, round to nearest": Variant(f"{IN_8_BITS}:{PLAIN}"),
+    "8-bit": Variant(f"{IN_8_BITS}:group=16"),
+    "8-bit, round to nearest": Variant(f"{IN_8_BITS}:group=16:{PLAIN}"),
+    "8-bit, blocks of 32, round to nearest": Variant(f"{IN_8_BITS}:group=32:{PLAIN}"),
     "4-bit": Variant("quantize:bits=4"),
     "4-bit, blocks of 64": Variant("quantize:bits=4:group=64"),
     "4-bit, round to nearest": Variant(f"quantize:bits=4:{PLAIN}"),

@@ -113,9 +113,12 @@ class ScaledBlocks(nn.Module):
     gains: nn.Parameter | None
     steps: Tensor | None
 
-    def __init__(self, packed: PackedBlocks, bias: Tensor | None) -> None:
-        """The buffers are `packed`'s own tensors, so that several modules store them once."""
+    def __init__(self, packed: PackedBlocks, bias: Tensor | None, *, exact: bool = False) -> None:
+        """The buffers are `packed`'s own tensors, so that several modules store them once. `exact` says that nothing
+        was rounded.
+        """
         super().__init__()
+        self.exact = exact
         self.gains = self.steps = None
         self.bits, self.block_size = packed.bits, packed.block_size
         self.register_buffer("weight", packed.weight)
