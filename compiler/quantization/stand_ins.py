@@ -12,6 +12,7 @@ from torch import Tensor
 from compiler.calibration import ActivationStatistics
 from compiler.quantization.block_rounding import TABLE_ROWS_AT_ONCE, Form, compensated_blocks, nearest_blocks
 from compiler.quantization.compensation import compensated_codes, damped
+from compiler.quantization.kept_grid import kept_grid
 from compiler.quantization.modules import (
     BlockQuantizedLinear,
     DynamicQuantizedLinear,
@@ -78,12 +79,15 @@ def linear_weights(site: Site, program: Program, statistics: ActivationStatistic
 
 @dataclass(frozen=True)
 class BlockForm:
-    """How weights are stored in blocks: `symmetric` None means zero points below 8 bits only."""
+    """How weights are stored in blocks: `symmetric` None means zero points below 8 bits only. With `keep_grid`, weights
+    that lie on a grid of so many bits already keep that, whatever the rest says.
+    """
 
     bits: int
     block_size: int
     clip: Clip
     symmetric: bool | None = None
+    keep_grid: bool = False
 
     @property
     def zero_points(self) -> bool:
@@ -106,13 +110,19 @@ class BlockForm:
 
 def dynamic_int8_linear(layer: LinearWeights, clip: Clip, rounding: Rounding) -> DynamicQuantizedLinear:
     """int8 weights with one scale an output; the inputs are quantized at run time."""
+    codes, grid = int8_codes(layer, clip, rounding)
+    return DynamicQuantizedLinear(codes, grid, layer.bias)
+
+
+def int8_codes(layer: LinearWeights, clip: Clip, rounding: Rounding) -> tuple[Tensor, Grid]:
+    """Codes [out, in] with one scale an output, for products whose inputs are rounded to 8 bits too."""
     grid = symmetric_grid(layer.weight, 8, clip)
     codes = grid.codes(layer.weight)
     if rounding == "compensated" and layer.statistics is not None:
         known = layer.statistics
         firm = damped(known.second_moment, known.row_count, known.rounding_noise())
         codes = compensated_codes(layer.weight, grid, firm)
-    return DynamicQuantizedLinear(codes, grid, layer.bias)
+    return codes, grid
 
 
 def row_scaled_int8_linear(layer: LinearWeights, clip: Clip, rounding: Rounding) -> RowScaledLinear:
@@ -130,7 +140,9 @@ def wants_row_scales(layer: LinearWeights) -> bool:
 
 def block_linear(layer: LinearWeights, form: BlockForm, rounding: Rounding) -> BlockQuantizedLinear:
     """Weight-only codes in blocks of inputs. Inputs are padded up to a whole block."""
-    return BlockQuantizedLinear(rounded_blocks(layer, form, rounding), layer.bias)
+    kept = kept_grid(layer.weight, form.bits) if form.keep_grid else None
+    packed = rounded_blocks(layer, form, rounding) if kept is None else kept
+    return BlockQuantizedLinear(packed, layer.bias, exact=kept is not None)
 
 
 def rounded_blocks(layer: LinearWeights, form: Form, rounding: Rounding) -> PackedBlocks:
