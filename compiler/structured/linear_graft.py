@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
+from compiler.evidence.measured_gain import check_tokens, does_not_pay
 from compiler.rewriting import Graft, PassContext, Replacement
 from compiler.selection.layer_choice import ChoosesLayers
 from compiler.sites import Refusal, Site
@@ -30,6 +31,13 @@ class LinearGraft(ChoosesLayers, Graft):
     method: Annotated[
         Method, "what errors count by: nothing; the inputs; gradients as a Fisher matrix; inputs and gradients"
     ] = "whitened"
+    pays_at: Annotated[
+        int | None, "leave layers as they are whose stand-in, timed alone, is no faster at so many tokens a call"
+    ] = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_tokens("pays_at", self.pays_at)
 
     @abstractmethod
     def stand_in(self, layer: Layer) -> Replacement | str:
@@ -50,6 +58,8 @@ class LinearGraft(ChoosesLayers, Graft):
         self.prepare([site for site in sites if unfit(site, program) is None], layers)
         for site in sites:
             proposal = unfit(site, program) or self.stand_in(layers.layer(site))
+            if isinstance(proposal, Replacement):
+                proposal = does_not_pay(program, site, proposal, self.pays_at, context) or proposal
             if isinstance(proposal, str):
                 yield Refusal(proposal, site.output.name, site.name, site.kind)
                 continue

@@ -12,7 +12,7 @@ Source:  Wei et al. 2024, arXiv:2406.16450, sections 3.1 and 3.2, where the kind
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
@@ -29,6 +29,8 @@ from compiler.structured.linear_layers import Layers, allotted, too_large, unfit
 from compiler.structured.modules import learn, settle
 from compiler.structured.structure import Kind, Structure, check_blocks, check_ratio, structure_of
 from compiler.structured.weighing import Method
+
+OFFERED_RATIOS = (0.9, 0.75, 0.5)
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,11 @@ class StructuredFeedForward(ChoosesLayers, Graft):
         check_ratio(self.ratio)
         if self.allocation != "uniform" and self.kind == "block-shuffle":
             raise ValueError(f"allocation={self.allocation}: block-shuffle has as many numbers as its blocks say")
+
+    @classmethod
+    def candidates(cls, kind: str) -> Iterable[Graft]:
+        """From little to half of the numbers gone."""
+        return [cls(ratio=ratio) for ratio in OFFERED_RATIOS] if kind in cls.site_kinds else ()
 
     def propose(self, site: Site, program: Program, context: PassContext) -> Replacement | Refusal:
         """The structured block, or why there is none."""

@@ -15,17 +15,19 @@ Source:  Wang et al. 2024, arXiv:2403.07378, section 3.1 (whitened, SVD-LLM); Hs
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Annotated, ClassVar
 
 from compiler.hookspecs import hookimpl
-from compiler.rewriting import Pass
+from compiler.rewriting import Graft, Pass
 from compiler.structured.linear_graft import RankedGraft
 from compiler.structured.linear_layers import Layer
 from compiler.structured.projection import weighed_singular_values
 from compiler.structured.structure import Structure
 
 DEFAULT_RATIO = 0.5
+OFFERED_RATIOS = (0.9, 0.75, 0.5)
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,11 @@ class LowRank(RankedGraft):
     def kept(self) -> float:
         """As the option says, or the default one."""
         return DEFAULT_RATIO if self.ratio is None else self.ratio
+
+    @classmethod
+    def candidates(cls, kind: str) -> Iterable[Graft]:
+        """From little to half of the numbers gone."""
+        return [cls(ratio=ratio) for ratio in OFFERED_RATIOS] if kind in cls.site_kinds else ()
 
     def structure(self, layer: Layer) -> Structure:
         """One block, of the rank that the options say."""

@@ -22,6 +22,7 @@ from structured_checks import (
 )
 
 from compiler.errors import CompilerError
+from compiler.evidence import measured_gain
 from compiler.evidence.data import Dataset
 from compiler.evidence.fidelity import measure_fidelity, reference_outputs
 from compiler.grafting import apply_graft
@@ -179,6 +180,7 @@ def test_what_is_refused() -> None:
         ({"weight_rank": "0"}, "weight_rank=0 is less than 1"),
         ({"weight_rank": "4", "energy": "0.5"}, "weight_rank=4 and energy=0.5: give one of them"),
         ({"weight_rank": "4", "allocation": "energy"}, "allocation=energy shares out the numbers that ratio leaves"),
+        ({"pays_at": "0"}, "pays_at=0 is not from 1 to"),
         ({"method": "best"}, "none of plain, whitened, fisher, whitened-fisher"),
     ],
 )
@@ -192,3 +194,14 @@ def test_options_that_mean_nothing(options: dict[str, Any], problem: str) -> Non
 def test_models_in_onnx_runtime(model: str, tmp_path: Path) -> None:
     result = assert_runs_in_onnx_runtime(LowRank(), model, tmp_path)
     assert len(result.changed) == {"llama": 15, "bert": 12, "vit": 13, "gpt2": 8}[model]
+
+
+def test_layers_whose_stand_ins_are_no_faster_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    gains = {"first": 1.5, "second": 0.8}
+    monkeypatch.setattr(measured_gain, "measured_gain", lambda program, site, *rest: gains[site.name])
+    _, result = grafted(LowRank(pays_at=1), two_layers())
+    assert result.changed == ("first",)
+    assert [one.reason for one in result.refusals] == [
+        "it would be 0.80 times as fast as what is there at 1 token a call"
+    ]
+    assert grafted(LowRank(), two_layers())[1].changed == ("first", "second")
