@@ -57,17 +57,27 @@ def kept_by_score(scores: Tensor, count: int) -> Tensor:
 
 
 def kept_by_reconstruction(weight: Tensor, firm: Tensor, inner: int, count: int) -> Tensor:
-    """The units that stay when those that the others make up for best go first: [count], ascending."""
+    """The units that stay when those that the others make up for best go first: [count], ascending.
+
+    Taking units g out of the inverse and of the fitted weights leaves those of the others, s:
+    A_ss - A_sg A_gg^-1 A_gs of A = H^-1, and V_s - V_g A_gg^-1 A_gs.
+    """
+    lower, failed = torch.linalg.cholesky_ex(firm.double())
+    if failed.item():
+        return kept_by_score(removal_errors(weight, firm, inner), count)
     kept = torch.arange(weight.shape[1] // inner)
     at_once = max(1, (len(kept) - count) // ROUNDS)
-    wanted = weight.double() @ firm.double()
+    inverse, fitted = torch.cholesky_inverse(lower), weight.double()
     while len(kept) > count:
-        columns = columns_of(kept, inner)
-        inverse = _inverse(firm.double()[columns][:, columns])
-        fitted = (wanted[:, columns] @ inverse).reshape(len(weight), len(kept), inner)
-        blocks = torch.linalg.inv(_diagonal_blocks(inverse, inner))
-        costs = torch.einsum("oui,uij,ouj->u", fitted, blocks, fitted)
-        kept = kept[kept_by_score(costs, max(count, len(kept) - at_once))]
+        parts = fitted.reshape(len(weight), len(kept), inner)
+        costs = torch.einsum("oui,uij,ouj->u", parts, torch.linalg.inv(_diagonal_blocks(inverse, inner)), parts)
+        stays = kept_by_score(costs, max(count, len(kept) - at_once))
+        goes = torch.ones(len(kept), dtype=torch.bool).index_fill_(0, stays, value=False).nonzero().flatten()
+        left, gone = columns_of(stays, inner), columns_of(goes, inner)
+        share = torch.linalg.solve(inverse[gone][:, gone], inverse[gone][:, left])
+        fitted = fitted[:, left] - fitted[:, gone] @ share
+        inverse = inverse[left][:, left] - inverse[left][:, gone] @ share
+        kept = kept[stays]
     return kept
 
 

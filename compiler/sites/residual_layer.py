@@ -18,7 +18,6 @@ from compiler.patterns import (
     argument,
     aten,
     has_tensor,
-    in_graph_order,
     is_call,
     only_user,
     operands,
@@ -61,7 +60,7 @@ def match_residual_layer(node: fx.Node) -> Site | Refusal | None:
     return Site(
         kind=KIND,
         name=_layer_path(names) or shared_path(names) or names[0],
-        nodes=in_graph_order(node for branch in branches for node in branch.nodes),
+        nodes=tuple(sorted({node for branch in branches for node in branch.nodes})),
         inputs=(branches[0].carrier,),
         output=node,
         bindings={
@@ -97,7 +96,7 @@ def _sum(node: fx.Node) -> _Branch | None:
         return None
     for carrier, branch in (terms, terms[::-1]):
         nodes = _between(carrier, branch)
-        layers = tuple(site for one in in_graph_order(nodes) if (site := _layer(one)) is not None)
+        layers = tuple(site for one in sorted(nodes) if (site := _layer(one)) is not None)
         if layers and value(carrier).dtype == value(node).dtype:
             return _Branch(carrier, node, frozenset({*nodes, node}), layers)
     return None
@@ -114,7 +113,7 @@ def _between(carrier: fx.Node, branch: fx.Node) -> set[fx.Node]:
         above.add(one)
         waiting += one.all_input_nodes
     found: set[fx.Node] = set()
-    for one in in_graph_order(above):
+    for one in sorted(above):
         if any(source is carrier or source in found for source in one.all_input_nodes):
             found.add(one)
     return found if branch in found else set()
