@@ -2,13 +2,15 @@
 
 Before:  linear(x, W, b); embedding(E, indices); conv2d(x, K, b)
 After:   dynamic_quantized_linear(x, W int8, scales, b) or quantized_linear(x, W in blocks, scales, zeros, b);
+         with activations=static: matmul(fake_quantize_linear(x), dequantize_linear(W int8)) + b; convolutions alike;
          quantized_embedding(indices, E in few bits, scales); conv2d(x, dequantize_linear(K int8, scales), b)
          a table that is a linear's weight too: both read the same codes, stored once
 Shapes:  x [..., in], W [out, in], E [vocabulary, width]; outputs keep shape and dtype.
 Lossy:   int8 weights have one scale an output, weights in blocks one a block of inputs; rounding makes up for its own
-         errors, and for those of the sites before it, on calibration data. The budget takes a site from one scale for
-         its inputs to one a row, to 8-bit weights only, and then back to float; from 2 bits to 4 to 8; a table from 6
-         bits to 8. Convolutions keep float activations: they get smaller, not faster.
+         errors, and for those of the sites before it, on calibration data. The budget takes a site from a scale that
+         calibration found to one for its inputs as they come, to one a row, to 8-bit weights only, and then back to
+         float; from 2 bits to 4 to 8; a table from 6 bits to 8. Convolutions keep float activations unless these are
+         static: they get smaller, not faster.
 Refuses: what is quantized already; weights that other nodes share, or that are not finite;
          sites of under 1,024 weights; sites that `layers`, `sites` or `skip` leave out; tables when `embeddings` is
          none or rows fill no bytes.
@@ -27,6 +29,7 @@ from torch import Tensor, fx, nn
 
 from compiler.hookspecs import hookimpl
 from compiler.program import Program
+from compiler.quantization.activation_ranges import ActivationRange, Calibration, activation_range
 from compiler.quantization.calibration_walk import CalibrationWalk, calibration_walk
 from compiler.quantization.modules import BlockQuantizedLinear, SharedTableRows
 from compiler.quantization.packing import packed_width
@@ -49,6 +52,7 @@ from compiler.quantization.stand_ins import (
     unfit,
     wants_row_scales,
 )
+from compiler.quantization.static_layers import sampled, static_int8_convolution, static_int8_linear
 from compiler.rewriting import Graft, Pass, PassContext, Replacement
 from compiler.selection.layer_choice import ChoosesLayers
 from compiler.sites import Refusal, Site
@@ -77,9 +81,11 @@ class Quantize(ChoosesLayers, Graft):
         "bits of a linear weight; auto-3: by site, 3 on average, what costs least; 2, 4 and 8, from auto-4 on 4 and 8",
     ] = 8
     activations: Annotated[
-        Literal["auto", "dynamic", "rows", "none"],
-        "dynamic: inputs as int8 with one scale; rows: with a scale a row; none: not; auto: by the data",
+        Literal["auto", "dynamic", "rows", "static", "none"],
+        "dynamic: inputs as int8 with one scale; rows: with a scale a row; static: with one that calibration "
+        "finds, of convolutions too; none: not; auto: dynamic or rows, by the data",
     ] = "auto"
+    calibration: Annotated[Calibration, "how static finds the range of what flows in"] = "entropy"
     group: Annotated[
         Literal[16, 32, 64, 128, 256] | None,
         "inputs that share a scale, for weights only; none: 128, or 32 below 8 bits",
@@ -87,6 +93,9 @@ class Quantize(ChoosesLayers, Graft):
     symmetric: Annotated[bool | None, "no zero points, for weights only; none: at 8 bits"] = None
     clip: Annotated[Clip, "mse: clip extreme weights where that lessens the error"] = "mse"
     rounding: Annotated[Rounding, "compensated: later weights make up for the rounding of earlier ones"] = "compensated"
+    keep_grid: Annotated[bool, "weights on a grid of 4 or 8 bits already, as out of a GGUF file, keep it exactly"] = (
+        True
+    )
     embeddings: Annotated[Literal[8, 6, 4] | None, "bits of an embedding table"] = 6
     sites: Annotated[tuple[str, ...], "only sites whose names match, as in layers.0.*+layers.1.*"] = ()
     skip: Annotated[tuple[str, ...], "sites to leave as they are"] = ()
@@ -96,7 +105,7 @@ class Quantize(ChoosesLayers, Graft):
         average = self._average
         if isinstance(self.bits, str) and (average is None or not 2 <= average <= 8):
             raise ValueError(f"bits={self.bits} is none of 8, 4, 2 and auto-N with N from 2 to 8")
-        if self.bits != 8 and self.activations in ("dynamic", "rows"):
+        if self.bits != 8 and self.activations in ("dynamic", "rows", "static"):
             raise ValueError(
                 f"{self.bits}-bit weights have no kernel for quantized activations: leave activations=none"
             )
@@ -119,7 +128,8 @@ class Quantize(ChoosesLayers, Graft):
         self, sites: Sequence[Site], program: Program, context: PassContext
     ) -> Iterator[Replacement | Refusal]:
         """Each site in turn, with the inputs that the stand-ins before it leave it."""
-        walk = calibration_walk(program, context) if self.rounding == "compensated" else None
+        needs_data = self.rounding == "compensated" or self.activations == "static"
+        walk = calibration_walk(program, context) if needs_data else None
         tables = SharedTables([site for site in sites if self._left_out(site) is None], program)
         plan = self._plan(sites, program, context, tables)
         for site in sites:
@@ -145,7 +155,7 @@ class Quantize(ChoosesLayers, Graft):
         if tables.others(site):
             return self._shared(site, program, tables)
         if site.kind == "convolution":
-            return self._convolution(site, program)
+            return self._convolution(site, program, walk)
         if site.kind == "embedding":
             return self._table(site, program.weight(site.bindings["weight"]))
         layer = linear_weights(site, program, None if walk is None else walk.statistics(site))
@@ -153,6 +163,9 @@ class Quantize(ChoosesLayers, Graft):
             proposal = self._blocks(layer, planned.bits)
             proposal.note += f", {planned}"
             return proposal
+        if self.activations == "static" and layer.statistics is not None:
+            assert walk is not None
+            return self._static(layer, activation_range(sampled(walk.rows(site)), self.calibration))
         return self._linear(layer)
 
     def _plan(
@@ -170,7 +183,9 @@ class Quantize(ChoosesLayers, Graft):
             and unfit(site, program, ()) is None
         ]
         choices = (2, 4, 8) if self._average < 4 else (4, 8)
-        forms = {bits: BlockForm(bits, self._group(bits), self.clip, self.symmetric) for bits in choices}
+        forms = {
+            bits: BlockForm(bits, self._group(bits), self.clip, self.symmetric, self.keep_grid) for bits in choices
+        }
         return planned_bits(linear, program, context, forms, self._average)
 
     @classmethod
@@ -204,8 +219,14 @@ class Quantize(ChoosesLayers, Graft):
         if self.activations == "rows" or (self.activations == "auto" and wants_row_scales(layer)):
             return self._row_scaled(layer)
         module = dynamic_int8_linear(layer, self.clip, self.rounding)
-        note = f"int8 weights, dynamic int8 activations{said_of_rounding(self.rounding, layer)}"
+        unknown = " for want of calibration data" if self.activations == "static" and layer.statistics is None else ""
+        note = f"int8 weights, dynamic int8 activations{unknown}{said_of_rounding(self.rounding, layer)}"
         return Replacement(module, note, gentler=lambda: self._row_scaled(layer))
+
+    def _static(self, layer: LinearWeights, inputs: ActivationRange) -> Replacement:
+        module = static_int8_linear(layer, self.clip, self.rounding, inputs)
+        note = f"int8 weights, int8 activations from {inputs.low:.3g} to {inputs.high:.3g} by {self.calibration}"
+        return Replacement(module, note, gentler=lambda: self._linear(layer))
 
     def _row_scaled(self, layer: LinearWeights) -> Replacement:
         module = row_scaled_int8_linear(layer, self.clip, self.rounding)
@@ -214,15 +235,23 @@ class Quantize(ChoosesLayers, Graft):
 
     def _blocks(self, layer: LinearWeights, bits: int) -> Replacement:
         block_size = min(self._group(bits), block_at_least(layer.weight.shape[1]))
-        form = BlockForm(bits, block_size, self.clip, self.symmetric)
+        form = BlockForm(bits, block_size, self.clip, self.symmetric, self.keep_grid)
         module = block_linear(layer, form, self.rounding)
+        if module.exact:
+            return Replacement(
+                module, f"{bits}-bit weights in the blocks of {module.block_size} that they lie in already"
+            )
         note = f"{bits}-bit weights in blocks of {form.block_size}{said_of_rounding(self.rounding, layer)}"
         gentler = (lambda: self._blocks(layer, 2 * bits)) if bits < 8 else None
         return Replacement(
             module, note, heal=("gains",), alone=False, learn=module.learn_scales, settle=module.settle, gentler=gentler
         )
 
-    def _convolution(self, site: Site, program: Program) -> Replacement:
+    def _convolution(self, site: Site, program: Program, walk: CalibrationWalk | None) -> Replacement:
+        if self.activations == "static" and walk is not None and (read := walk.inputs(site)):
+            static = static_int8_convolution(site, program, self.clip, self.calibration, [x for (x,) in read])
+            note = f"int8 weights, int8 inputs and outputs by {self.calibration}"
+            return Replacement(static, note, gentler=lambda: self._convolution(site, program, None))
         bias = site.bindings["bias"]
         stored = None if bias is None else program.weight(bias)
         module = int8_convolution(program.weight(site.bindings["weight"]), stored, site.bindings, self.clip)

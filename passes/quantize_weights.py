@@ -1,4 +1,4 @@
-"""linear, embedding and convolution  ->  weights in any format that a plugin brings: int3, ternary, mxfp4, fp8-e4m3, ...
+"""linear, embedding and convolution  ->  weights in any format that a plugin brings: int3, ternary, mxfp4, fp8-e4m3
 
 Before:  linear(x, W, b); embedding(E, indices); conv2d(x, K, b)
 After:   quantized_linear(x, codes of the format put into 2, 4 or 8 bits, scales, zeros, b), where it can be had so;
@@ -9,14 +9,14 @@ Shapes:  x [..., in], W [out, in], E [vocabulary, width], K [out, in, *kernel]; 
 Lossy:   rounding makes up for its own errors, and for those of the sites before it, on calibration data; healing trains
          the scales, or one more an output where the format's are powers of two. The budget takes a site to the format
          that its own names as gentler, in the end back to float.
-Refuses: sites whose format no kernel of the backend computes with, unless --allow-simulated: they get smaller, and run as
-         float. What is quantized already; weights that other nodes share, or that are not finite; sites of under 1,024
-         weights; widths that `rotate` does not fit.
+Refuses: sites whose format no kernel of the backend computes with, unless --allow-simulated: they get smaller, and run
+         as float. What is quantized already; weights that other nodes share, or that are not finite; sites of under
+         1,024 weights; widths that `rotate` does not fit.
 Source:  Frantar et al. 2022, arXiv:2210.17323 (rounding); Ashkboos et al. 2024, arXiv:2404.00456, section 3 (rotation);
          each file of compiler/quantization/formats names that of its format.
 
-`rotate` here costs a product of R's size for every site's input and helps formats without zero points where single inputs
-stand out; the pass `rotate` puts the whole residual stream into another basis and costs nothing when the model runs.
+`rotate` here costs a product of R's size for every site's input and helps formats without zero points where single
+inputs stand out; the pass `rotate` puts the whole residual stream into another basis and costs nothing at run time.
 """
 
 from __future__ import annotations
@@ -242,7 +242,7 @@ class _Proposals:
         if self._tables.others(site):
             packed, note = self._tables.packed(site, form), f", {self._sharing(site)}"
         else:
-            packed, note = nearest_blocks(stored, form), ""
+            packed, note = form.table(nearest_blocks(stored, form), stored.shape[1]), ""
         return Replacement(FormattedTable(form, packed, stored.shape[1], stored.dtype), f"{_said(form)}{note}")
 
     def _convolution(self, site: Site) -> Replacement:

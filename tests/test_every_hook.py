@@ -95,6 +95,6 @@ def test_a_plugin_that_fails_to_import_is_one_warning_line(plugin: InstalledPlug
 def test_hook_names_are_those_of_the_design() -> None:
     assert typing.cast(set[str], set(HOOKS)) == {
         "register_passes", "register_backends", "register_frontends", "register_pipelines", "register_probes",
-        "register_mixers",
+        "register_mixers", "register_formats",
         "add_commands", "before_pass", "after_pass", "artifact_built",
     }  # fmt: skip

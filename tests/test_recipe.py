@@ -90,6 +90,7 @@ def test_a_recipe_survives_its_own_text(
         ("modle = 'x'", "there is no key 'modle'"),
         ("seed = 'x'", "seed = 'x' has the wrong type"),
         ("seed = true", "seed = True has the wrong type"),
+        ("allow_simulated = 1", "allow_simulated = 1 has the wrong type"),
         ("passes = [{bits = 4}]", "{'bits': 4} is no pass"),
         ("passes = [[", "it is not a readable TOML file"),
     ],
@@ -100,6 +101,13 @@ def test_broken_recipes_are_answered(tmp_path: Path, text: str, problem: str) ->
     with pytest.raises(CompilerError) as caught:
         Recipe.read(path)
     assert caught.value.problem.startswith(problem)
+
+
+@pytest.mark.parametrize("allowed", [True, False])
+def test_whether_formats_may_be_simulated_is_kept(tmp_path: Path, allowed: bool) -> None:
+    path = tmp_path / "recipe.toml"
+    path.write_text(Recipe("some/model", (), allow_simulated=allowed).text(), encoding="utf-8")
+    assert Recipe.read(path).allow_simulated is allowed
 
 
 def test_a_missing_recipe_is_answered(tmp_path: Path) -> None:

@@ -68,6 +68,16 @@ class CalibrationWalk:
         self._reach(site.inputs)
         return [tuple(lane.env[node] for node in site.inputs) for lane in self._lanes]
 
+    def rows(self, site: Site) -> list[Tensor]:
+        """What flows into the first input of `site`, batch by batch: rows [count, features] that are no padding."""
+        self._reach(site.inputs[:1])
+        rows = []
+        for lane, batch in zip(self._lanes, self._batches, strict=True):
+            value = lane.env[site.inputs[0]]
+            mask, flat = self.data.row_mask(batch, value), value.flatten(0, -2)
+            rows.append(flat if mask is None else flat[mask.flatten()])
+        return rows
+
     def replace(self, site: Site, stand_in: nn.Module) -> None:
         """Let `stand_in` compute what `site` gives when the walk comes to it."""
         self._stand_ins[site.output] = stand_in.eval(), site.inputs

@@ -9,8 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
-
 from compiler.hookspecs import hookimpl
 from compiler.quantization.formats.levels import Levels, float_levels
 from compiler.quantization.formats.small_float import SmallFloat
@@ -22,7 +20,6 @@ class Fp8E4m3(SmallFloat):
     """Eight bits, 8 steps an octave."""
 
     name: ClassVar[str] = "fp8-e4m3"
-    dtype: ClassVar[torch.dtype] = torch.float8_e4m3fn
     levels: ClassVar[Levels] = float_levels(exponent_bits=4, mantissa_bits=3, largest=448.0)
     gentler: ClassVar[str | None] = None
 

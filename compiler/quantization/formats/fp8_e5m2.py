@@ -9,8 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
-
 from compiler.hookspecs import hookimpl
 from compiler.quantization.formats.levels import Levels, float_levels
 from compiler.quantization.formats.small_float import SmallFloat
@@ -22,7 +20,6 @@ class Fp8E5m2(SmallFloat):
     """Eight bits, 4 steps an octave."""
 
     name: ClassVar[str] = "fp8-e5m2"
-    dtype: ClassVar[torch.dtype] = torch.float8_e5m2
     levels: ClassVar[Levels] = float_levels(exponent_bits=5, mantissa_bits=2, largest=57344.0)
     gentler: ClassVar[str | None] = "fp8-e4m3"
 

@@ -54,12 +54,19 @@ class IntegerCodes(WeightFormat):
 
     def rows(self, indices: Tensor, packed: PackedBlocks, width: int) -> Tensor:
         """quantized_embedding, where there is one of so many bits and rows fill their blocks."""
-        if self.bits != self.kernel_bits or width % self.block_size:
+        if not self._has_rows(width):
             return super().rows(indices, packed, width)
         table = packed.weight.view(packed.weight.shape[0], -1)
         points = packed.zero_points
         rows: Tensor = quantized_embedding(indices, table, packed.scales, points, self.bits, self.block_size)
         return rows
+
+    def table(self, packed: PackedBlocks, width: int) -> PackedBlocks:
+        """As it is for quantized_embedding, which gives rows of the type of their scales."""
+        return packed if self._has_rows(width) else super().table(packed, width)
+
+    def _has_rows(self, width: int) -> bool:
+        return self.bits == self.kernel_bits and width % self.block_size == 0
 
     def product(self, x: Tensor, packed: PackedBlocks, bias: Tensor | None) -> Tensor:
         """quantized_linear with as many bits as it knows."""

@@ -55,4 +55,4 @@ def scale_bytes(scale: Tensor) -> Tensor:
 
 def from_scale_bytes(stored: Tensor, shift: int = 0) -> Tensor:
     """E8M0 bytes as float32, times 2 ** shift."""
-    return torch.exp2(stored.float() + float(shift - EXPONENT_BIAS))
+    return torch.pow(2.0, stored.float() + float(shift - EXPONENT_BIAS))

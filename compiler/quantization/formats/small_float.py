@@ -1,6 +1,7 @@
 """What formats of small floats share: numbers of 8 bits with a sign, an exponent and a mantissa, a float scale a block.
 
-Products have no kernel here: the weight is converted to float32 when a model is opened.
+Products have no kernel here: bytes are looked up in a table of 256 numbers when a model is opened. They are kept as
+bytes, since ONNX Runtime gathers no rows of float8.
 """
 
 from __future__ import annotations
@@ -20,9 +21,8 @@ PARTS = (1.0, 0.75, 0.5)
 
 
 class SmallFloat(WeightFormat):
-    """Numbers of torch's dtype `dtype`, one a byte."""
+    """The numbers of `levels`, one a byte."""
 
-    dtype: ClassVar[torch.dtype]
     levels: ClassVar[Levels]
     usual_block: ClassVar[int] = 0
 
@@ -35,10 +35,11 @@ class SmallFloat(WeightFormat):
         return least_error_grid(blocks, grids, importance).in_half()
 
     def packed(self, codes: Tensor, grid: Grid) -> PackedBlocks:
-        """The bits of the float type."""
-        stored = self.levels.values[codes.long()].to(self.dtype)
-        return PackedBlocks.in_half(stored, grid.scale[..., 0], 8)
+        """The bits of the float type, in bytes."""
+        stored = self.levels.patterns[codes.long()].to(torch.uint8)
+        return PackedBlocks.in_half(stored, grid.scale[..., 0], 8, self.levels.by_pattern(8))
 
     def steps(self, packed: PackedBlocks) -> Tensor:
         """The numbers themselves."""
-        return packed.weight.float()
+        assert packed.table is not None
+        return packed.table[packed.weight.to(torch.int32)]

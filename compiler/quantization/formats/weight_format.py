@@ -86,6 +86,13 @@ class WeightFormat(ABC):
         padded = (self.steps(packed) * self.scales(packed)[..., None]).flatten(-2)
         return padded if padded.shape[-1] == width else padded[..., :width]
 
+    def table(self, packed: PackedBlocks, width: int) -> PackedBlocks:
+        """A table that no product shares, as `rows` reads it: scales in half the bytes, where that is exact."""
+        if packed.scales.dtype != torch.float32:
+            return packed
+        halves = packed.scales.half()
+        return replace(packed, scales=halves) if torch.equal(halves.float(), packed.scales) else packed
+
     def rows(self, indices: Tensor, packed: PackedBlocks, width: int) -> Tensor:
         """Rows [..., width] of a table: only those that are asked for are unpacked."""
         points = None if packed.zero_points is None else packed.zero_points[indices]

@@ -6,6 +6,9 @@ from regraft_outside.scaled_frontend import ScaledFrontend
 
 from compiler.evidence.data import load_dataset
 from compiler.frontends import LoadOptions
+from compiler.frontends.torch_export import capture
+from compiler.grafting import apply_graft
+from compiler.passes.quantize_weights import QuantizeWeights
 from compiler.pipeline import Pipeline
 from compiler.registry import Registry
 from compiler.rewriting import PassContext
@@ -32,6 +35,19 @@ def test_other_factors_stay():
     assert DropMultiplyByOne().rewrite(program, None).changed == ()
 
 
+def test_a_format_in_one_file_is_taken_by_quantize_weights():
+    torch.manual_seed(0)
+    program = capture(torch.nn.Sequential(torch.nn.Linear(64, 48)).eval(), {"input": torch.randn(3, 64)}, source="test")
+    context = PassContext(Target("cpu"), load_dataset(None, program), formats=Registry().formats())
+    after, result = apply_graft(QuantizeWeights(format="outside-signs"), program, (), context)
+    assert result.changed == ("0",)
+    weight = program.weight("0.weight")
+    expected = weight.sign() * weight.abs().mean(1, keepdim=True)
+    x = torch.randn(5, 64)
+    torch.testing.assert_close(after.run(x)[0], x @ expected.T + program.weight("0.bias"), rtol=1e-2, atol=1e-2)
+    assert any(one.shape == (48, 1, 8) for one in after.weights().values())
+
+
 def test_the_entry_point_is_found():
     registry = Registry()
     assert registry.warnings == []
@@ -39,3 +55,4 @@ def test_the_entry_point_is_found():
     assert {"outside-text"} <= set(registry.backends())
     assert {"scaled"} <= set(registry.frontends())
     assert "last-token" in registry.mixers()
+    assert "outside-signs" in registry.formats()

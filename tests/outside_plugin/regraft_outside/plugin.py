@@ -10,6 +10,7 @@ import torch
 from regraft_outside.drop_multiply_by_one import DropMultiplyByOne
 from regraft_outside.last_token import LastToken
 from regraft_outside.scaled_frontend import ScaledFrontend
+from regraft_outside.sign_weights import OutsideSigns
 from regraft_outside.text_backend import TextBackend
 
 from compiler.backend import Backend
@@ -18,6 +19,7 @@ from compiler.frontends import Frontend
 from compiler.hookspecs import hookimpl
 from compiler.mixers import Mixer
 from compiler.program import Program
+from compiler.quantization.formats import WeightFormat
 from compiler.rewriting import Pass, PassContext, PassResult
 
 
@@ -76,6 +78,12 @@ def register_probes() -> list[type[Probe]]:
 def register_mixers() -> list[type[Mixer]]:
     called("register_mixers")
     return [LastToken]
+
+
+@hookimpl
+def register_formats() -> list[type[WeightFormat]]:
+    called("register_formats")
+    return [OutsideSigns]
 
 
 @hookimpl

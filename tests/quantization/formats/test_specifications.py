@@ -93,7 +93,7 @@ def test_fp8_rounds_as_ml_dtypes_does(form: type, dtype: type) -> None:
             weight[row].numpy() / scale, float(ml_dtypes.finfo(dtype).min), float(ml_dtypes.finfo(dtype).max)
         )
         expected = quotient.astype(dtype)
-        found = packed.weight[row, 0].view(torch.uint8).numpy().view(dtype)
+        found = packed.weight[row, 0].numpy().view(dtype)
         assert np.array_equal(found.astype(np.float32), expected.astype(np.float32))
 
 
