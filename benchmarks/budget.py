@@ -34,7 +34,15 @@ RESULTS = HERE / "results"
 WINDOW = 512
 MINILM, SMOLLM2 = "all-MiniLM-L6-v2", "SmolLM2-135M"
 NEAREST = "rounding=nearest"
-ALLOWED = "quantize,quantize-weights"
+ALLOWED = ",".join(
+    (
+        "quantize:bits=8:activations=none:embeddings=8",
+        "quantize:bits=4:group=32:embeddings=6",
+        "quantize:bits=4:group=128:embeddings=4",
+        "quantize-weights:format=int3:block=64",
+    )
+)
+"""What budgets choose among: few settings, so that a search takes minutes."""
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,8 @@ A candidate's cost is what it is expected to add to the divergence of the output
 from the model (compiler.quantization.sensitivity). So costs of stand-ins of any kind are in one unit, and add up.
 
 That is a second-order estimate of one layer. It is held against the truth: at some sites of each kind, every candidate
-is also put in alone and the divergence of the outputs measured; all costs of a candidate are multiplied by the
-geometric mean of measured over expected there.
+is also put in alone and the divergence of the outputs measured. There that is its cost; elsewhere its costs are
+multiplied by the geometric mean of measured over expected.
 """
 
 from __future__ import annotations
@@ -47,6 +47,8 @@ CLEARLY = 0.8
 """A candidate is not worth taking where another uses no more and costs less than this part of it."""
 LARGEST_CORRECTION = 30.0
 """Of a candidate's costs, beside the usual one: what is measured of tiny divergences may be noise."""
+CERTAIN = 1e-5
+"""A divergence from which on a candidate that was put in alone is judged by that, and not by what was expected."""
 LEAST_COST = 1e-9
 """Divergences below it are rounding."""
 
@@ -115,6 +117,8 @@ class Measuring:
                 entry = self.kept.get(place, choice)
                 if entry is not None and entry.refused is None and entry.figures is not None:
                     cost = entry.cost * corrections.get((place.kind, choice.text), usual)
+                    if entry.divergence is not None and entry.divergence > CERTAIN:
+                        cost = entry.divergence
                     figures = entry.figures.beside(whole)
                     found[place.name].append(Candidate(place, choice, cost, figures, entry.note))
         return Measured(tuple(self._flat(found)), corrections, known)

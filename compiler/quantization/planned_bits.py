@@ -50,7 +50,8 @@ def planned_bits(
         return {}
     power = gradient_power(program, [site.output for site in sites], context.data, context.seed)
     walk = CalibrationWalk(program, context.data)
-    weight_count, costs = 0, []
+    weight_count = 0
+    costs: list[dict[int, float]] = []
     offers: list[Offer] = []
     for site in sites:
         context.progress(f"weighing the bits of {site.name}")

@@ -174,10 +174,10 @@ def test_a_plugin_of_one_file_changes_the_mix(tmp_path: Path) -> None:
     file.write_text(PLUGIN, encoding="utf-8")
     plugin = Registry([file], built_in=False, entry_points=False).passes()["only-bias"]
     assert issubclass(plugin, Graft)
-    chosen = mixed("size=0.2", FewBits, plugin)[2]
+    chosen = mixed("size=0.12", FewBits, plugin)[2]
     assert any(one.choice == "only-bias" for one in chosen.places)
     assert chosen.expected is not None
-    without = mixed("size=0.2")[2]
+    without = mixed("size=0.12")[2]
     assert without.expected is not None
     assert chosen.expected < without.expected
 
