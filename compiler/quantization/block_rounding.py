@@ -52,7 +52,7 @@ def compensated_blocks(weight: Tensor, form: Form, statistics: ActivationStatist
 def padded_blocks(weight: Tensor, form: Form) -> Tensor:
     """weight [rows, width] as [rows, blocks, block_size], the last block filled with zeros."""
     padding = -weight.shape[1] % form.block_size
-    return torch.nn.functional.pad(weight, (0, padding)).unflatten(-1, (-1, form.block_size))
+    return torch.unflatten(torch.nn.functional.pad(weight, (0, padding)), -1, (-1, form.block_size))
 
 
 def _compensated(blocks: Tensor, form: Form, firm: Tensor, compensation: Compensation) -> PackedBlocks:

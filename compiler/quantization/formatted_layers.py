@@ -155,4 +155,4 @@ def rotated_layer(layer: LinearWeights, rotation: Tensor) -> LinearWeights:
 
 def rotated_blocks(x: Tensor, rotation: Tensor) -> Tensor:
     """x [..., features] with every `size` features in a row multiplied by rotation [size, size]."""
-    return (x.unflatten(-1, (-1, rotation.shape[0])) @ rotation.to(x.dtype)).flatten(-2)
+    return (torch.unflatten(x, -1, (-1, rotation.shape[0])) @ rotation.to(x.dtype)).flatten(-2)

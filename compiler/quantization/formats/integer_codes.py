@@ -46,11 +46,11 @@ class IntegerCodes(WeightFormat):
 
     def steps(self, packed: PackedBlocks) -> Tensor:
         """Codes less their zero points."""
-        codes = repack_codes(packed.weight, self.bits, 8).float()
+        codes: Tensor = repack_codes(packed.weight, self.bits, 8)
         if packed.zero_points is None:
-            return codes - 2 ** (self.bits - 1)
-        zeros = repack_codes(packed.zero_points, self.bits, 8)[..., : packed.scales.shape[-1]]
-        return codes - zeros.float()[..., None]
+            return codes.float() - float(2 ** (self.bits - 1))
+        zeros: Tensor = repack_codes(packed.zero_points, self.bits, 8)
+        return codes.float() - zeros[..., : packed.scales.shape[-1], None].float()
 
     def rows(self, indices: Tensor, packed: PackedBlocks, width: int) -> Tensor:
         """quantized_embedding, where there is one of so many bits and rows fill their blocks."""

@@ -26,7 +26,7 @@ from compiler.quantization.scales import Grid
 
 LEVELS = float_levels(exponent_bits=2, mantissa_bits=1, largest=6.0)
 CODE_BITS, KERNEL_BITS = 4, 8
-MIDDLE = 2 ** (KERNEL_BITS - 1)
+MIDDLE = 128
 KERNEL_CODES = (MIDDLE + 2 * LEVELS.by_pattern(CODE_BITS)).to(torch.uint8)
 """By the bits of an element."""
 

@@ -53,7 +53,8 @@ class Ternary(WeightFormat):
 
     def steps(self, packed: PackedBlocks) -> Tensor:
         """-1, 0 and 1."""
-        return repack_codes(packed.weight, CODE_BITS, 8).float() - ZERO_CODE
+        codes: Tensor = repack_codes(packed.weight, CODE_BITS, 8)
+        return codes.float() - ZERO_CODE
 
     def product(self, x: Tensor, packed: PackedBlocks, bias: Tensor | None) -> Tensor:
         """quantized_linear of two bits."""

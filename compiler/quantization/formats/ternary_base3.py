@@ -34,7 +34,7 @@ class TernaryBase3(Ternary):
     def packed(self, codes: Tensor, grid: Grid) -> PackedBlocks:
         """Five values a byte."""
         size = codes.shape[-1]
-        trits = torch.nn.functional.pad(codes + 1, (0, -size % PER_BYTE)).unflatten(-1, (-1, PER_BYTE))
+        trits = torch.unflatten(torch.nn.functional.pad(codes + 1, (0, -size % PER_BYTE)), -1, (-1, PER_BYTE))
         weights = 3 ** torch.arange(PER_BYTE, dtype=codes.dtype)
         stored = (trits * weights).sum(-1).to(torch.uint8)
         return PackedBlocks(stored, grid.scale[..., 0].float().contiguous(), None, CODE_BITS, size)
