@@ -1,0 +1,84 @@
+"""Weights that were dequantized from llama.cpp's blocks, which loops over single numbers make here, are found again."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from rewrite_checks import captured, context_of
+from torch import nn
+
+from compiler.grafting import apply_graft
+from compiler.ops.quantized_linear import dequantized_weight
+from compiler.passes.quantize import Quantize
+from compiler.quantization.kept_grid import BLOCK_SIZE, kept_grid
+
+ROWS, BLOCKS = 5, 3
+FORMS = {"Q4_0": 4, "Q4_1": 4, "Q8_0": 8}
+
+
+def stored_block(numbers: list[float], form: str) -> list[float]:
+    """What quantize_row_*_ref of ggml-quants.c leaves of a block."""
+    half = lambda x: float(np.float16(x))  # noqa: E731
+    if form == "Q4_1":
+        lowest = min(numbers)
+        step = (max(numbers) - lowest) / 15
+        codes = [min(15, int((x - lowest) / step + 0.5)) if step else 0 for x in numbers]
+        return [half(step) * code + half(lowest) for code in codes]
+    extreme = max(numbers, key=abs)
+    if form == "Q4_0":
+        step = extreme / -8
+        codes = [min(15, int(x / step + 8.5)) if step else 8 for x in numbers]
+        return [(code - 8) * half(step) for code in codes]
+    step = abs(extreme) / 127
+    return [round(x / step) * half(step) if step else 0.0 for x in numbers]
+
+
+def stored_weight(form: str) -> torch.Tensor:
+    drawn = torch.randn(ROWS, BLOCKS, BLOCK_SIZE, generator=torch.Generator().manual_seed(0)) * 0.1
+    drawn[1, 1], drawn[2, 0] = 0.0, 0.25
+    rows = [[x for block in row for x in stored_block(block.tolist(), form)] for row in drawn]
+    return torch.tensor(rows, dtype=torch.float64).float()
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_blocks_are_found_again(form: str) -> None:
+    weight = stored_weight(form)
+    found = kept_grid(weight, FORMS[form])
+    assert found is not None
+    assert (found.zero_points is not None) == (form == "Q4_1")
+    values = dequantized_weight(found.weight, found.scales, found.zero_points, found.bits, weight.shape[1])
+    assert float((values - weight).abs().max()) <= 1e-6 * float(weight.abs().max())
+    assert torch.equal(found.scales.half().float(), found.scales)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_one_number_beside_the_grid_is_enough(form: str) -> None:
+    weight = stored_weight(form)
+    weight[3, 40] += 0.2 * float((weight[3, 33] - weight[3, 40]).abs())
+    assert kept_grid(weight, FORMS[form]) is None
+
+
+def test_what_tables_have_no_kernel_for() -> None:
+    assert kept_grid(stored_weight("Q4_1"), 4, whole_zero_points=True) is None
+    assert kept_grid(stored_weight("Q4_0"), 4, whole_zero_points=True) is not None
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_other_weights_lie_on_no_grid(bits: int) -> None:
+    drawn = torch.randn(ROWS, BLOCKS * BLOCK_SIZE, generator=torch.Generator().manual_seed(1))
+    assert kept_grid(drawn, bits) is None
+    assert kept_grid(stored_weight("Q4_1")[:, :50], bits) is None
+
+
+def test_a_layer_keeps_its_grid_and_gives_what_it_gave() -> None:
+    layer = nn.Linear(BLOCKS * BLOCK_SIZE, ROWS * 3, bias=False)
+    layer.weight = nn.Parameter(stored_weight("Q4_1").repeat(3, 1))
+    x = torch.randn(2, BLOCKS * BLOCK_SIZE, generator=torch.Generator().manual_seed(2))
+    program = captured(layer.eval(), x=x)
+    found, result = apply_graft(Quantize(bits=4), program, (), context_of(program))
+    assert "lie in already" in result.outcomes[0].note
+    (ours,), (theirs,) = found.run(x), program.run(x)
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+    rounded, _ = apply_graft(Quantize(bits=4, keep_grid=False), program, (), context_of(program))
+    assert float((rounded.run(x)[0] - theirs).norm() / theirs.norm()) > 0.01
