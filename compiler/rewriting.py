@@ -44,10 +44,10 @@ class PassContext:
     the budget on the outputs (None: no budget), `tolerance` overrides the rounding allowed to rewrites (None: by
     dtype). `healing` says for how long stand-ins may learn (None: not at all).
     `probes` are those that sites may be ranked by, `mixers` and `formats` the token mixers and the weight formats of
-    all plugins by name. `backend` is what the Program is lowered with (None: nothing is); what it has no kernels for may be
-    simulated only where `allow_simulated`. `grafts` are those of all plugins by name, and `captured_bytes` what the
-    weights of the captured model take in float32: what a budget chooses among, and a share of. `walk` is a run over the
-    calibration data that is under way (compiler.quantization.calibration_walk), which several grafts share.
+    all plugins by name. `backend` is what the Program is lowered with (None: nothing is); what it has no kernels for
+    may be simulated only where `allow_simulated`. `grafts` are those of all plugins by name, and `captured_bytes` what
+    the weights of the captured model take in float32: what a budget chooses among, and a share of. `walk` is a run over
+    the calibration data that is under way (compiler.quantization.calibration_walk), which several grafts share.
     """
 
     target: Target
@@ -149,8 +149,8 @@ class Replacement:
     `heal` names its parameters that healing may train, globs among them. `states` says which of the Program's states it
     holds in another dtype, by the name of their input. `gentler` is what the pipeline tries before it gives the site
     back entirely. `alone` says whether it first learns what its site gives, on its own: what was fitted to that already
-    has nothing to gain from it. `learn` is called before it learns anything, and `settle` once no healing follows, or what
-    there was has ended.
+    has nothing to gain from it. `learn` is called before it learns anything, and `settle` once no healing follows, or
+    what there was has ended.
     """
 
     module: nn.Module

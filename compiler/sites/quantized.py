@@ -70,7 +70,7 @@ def _site(node: fx.Node, codes: fx.Node, inputs: tuple[fx.Node, ...], stored: li
 
 
 def _stored_codes(codes: fx.Node) -> fx.Node:
-    """Where codes are kept that a table shares with a product in its shape, or that are unpacked where they are read."""
+    """Where codes are kept that a table shares with a product in its shape, or that are unpacked when read."""
     kept = [node for node in upstream(codes, lambda one: False) if node.op == "get_attr"]
     return max(kept, key=lambda node: value(node).numel(), default=codes)
 
