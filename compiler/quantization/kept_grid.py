@@ -45,7 +45,7 @@ def _on(weight: Tensor, bits: int, grid_of: Blocks) -> PackedBlocks | None:
     allowed = ROUNDING * float(weight.abs().max())
     found = []
     for part in torch.split(weight, ROWS_AT_ONCE):
-        blocks = part.unflatten(-1, (-1, BLOCK_SIZE))
+        blocks = torch.unflatten(part, -1, (-1, BLOCK_SIZE))
         scale, zero = grid_of(blocks, bits)
         codes = (blocks / scale + zero).round().clamp(0, 2**bits - 1)
         if not bool((((codes - zero) * scale - blocks).abs() <= allowed).all()):
