@@ -91,7 +91,10 @@ def test_inspect_shows_an_artifact(run_command: Command, artifact: Path) -> None
     assert run_command("inspect", artifact, "--json").document["backend"] == "eager"
 
 
-def test_explain_says_what_each_site_would_become_and_writes_nothing(run_command: Command, tmp_path: Path) -> None:
+def test_explain_says_what_each_site_would_become_and_writes_nothing(
+    run_command: Command, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("REGRAFT_CACHE", str(tmp_path_factory.mktemp("cache")))
     graft = EXAMPLES / "03_one_file_graft.py"
     ran = run_command("explain", "truncate-rank:keep=0.5", MODEL, "--plugin", graft, "--json")
     (explained,) = ran.document["passes"]
@@ -100,6 +103,13 @@ def test_explain_says_what_each_site_would_become_and_writes_nothing(run_command
     assert sites["head"]["proposal"] == "rank 2"
     assert sites["head"]["bytes_before"] == 4 * (64 * 5 + 5)
     assert sites["head"]["bytes_after"] == 4 * (64 * 2 + 2 * 5 + 5)
+    assert [one["tokens"] for one in sites["head"]["speed"]] == [1, 128, 1024]
+    assert all(one["gain"] > 0 for one in sites["head"]["speed"])
+    assert "speed" not in sites["second"]
+    table = run_command("explain", "truncate-rank:keep=0.5", MODEL, "--plugin", graft).stdout
+    assert "speed in onnx_runtime on cpu: of a stand-in alone over that of its site" in table
+    untimed = run_command("explain", "truncate-rank:keep=0.5", MODEL, "--plugin", graft, "--no-speed", "--json")
+    assert not any("speed" in site for site in untimed.document["passes"][0]["sites"])
     assert list(tmp_path.iterdir()) == []
 
 
