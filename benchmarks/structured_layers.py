@@ -1,27 +1,29 @@
 """Structured linear layers in ONNX Runtime: which formulation of each is fastest, and what it gains over dense.
 
-    python benchmarks/structured_layers.py [--rounds 15] [--sizes 576x1536 ...]
+    python benchmarks/structured_layers.py [--rounds 9] [--sizes 576x1536 ...]
 
-Each layer is lowered by the product's own backend and called in turn with all others at 1, 128 and 1,024 tokens. A
-figure is the median over rounds of dense seconds over its own of the same round, in seconds of the calling thread,
-which with one thread does all the work: what else the machine does counts little. Formulations of Monarch:
+Each layer is lowered by the product's own backend and called in turn with all others at 1, 128 and 1,024 tokens, by one
+thread. A figure is the median over rounds of dense seconds over its own of the same round. Structures have 75, 50 and
+25 % of the dense layer's FLOPs; those of block-shuffle are what its blocks say, and it is there that formulations are
+compared (Monarch matrices with as many blocks are formulated alike):
 
     blocks    a product a block, all joined and transposed once in between (ships for few blocks, and for uneven ones)
     batched   one batched product a factor, blocks first (ships from 8 even blocks on)
     slices    a product a block, slices joined by each of the blocks that read them
     einsum    one einsum a factor, written as such
 
-The table goes to the terminal and to benchmarks/results/.
+The table goes to the terminal and to benchmarks/results/; a size that is measured again replaces itself there.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import statistics
-import tempfile
-import time
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -34,48 +36,69 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from compiler.backends.onnx_runtime import OnnxRuntime
+from compiler.budget.stand_alone import lowered_on_trial
+from compiler.evidence.site_speed import alternating_seconds
 from compiler.frontends.torch_export import capture
 from compiler.structured.modules import StructuredLinear
 from compiler.structured.projection import Factors
-from compiler.structured.structure import Structure, shuffled
+from compiler.structured.structure import Kind, Structure, shuffled, structure_of
 from compiler.target import Target
 
 RESULTS = Path(__file__).resolve().parent / "results"
 TOKENS = (1, 128, 1024)
 SIZES = ("576x1536", "1536x576", "2048x8192")
 """Inputs by outputs: the feed-forward layers of SmolLM2-135M, and a layer of a larger model."""
+FIGURES = {"flops", "gigaflops", "milliseconds", "speedup"}
+RATIOS = (0.75, 0.5, 0.25)
+KINDS: tuple[tuple[Kind, int], ...] = (("low-rank", 1), ("block-dense", 4), ("monarch", 4), ("monarch", 8))
 BLOCKS = (2, 4, 8, 16)
-LEAST_SECONDS = 0.004
-"""A turn calls so often that it lasts this long: a clock and a scheduler say little of one short call."""
 
 
 def main() -> None:
     """Lower, measure, show, write."""
+    os.environ["OMP_NUM_THREADS"] = "1"
     arguments = _arguments()
     console = Console()
-    figures = {}
+    record = _earlier()
     for size in arguments.sizes:
         in_features, out_features = map(int, size.split("x"))
-        with tempfile.TemporaryDirectory(prefix="regraft-structured-") as scratch:
-            sessions, flops = {}, {}
-            for name, (module, share) in _layers(in_features, out_features).items():
-                sessions[name] = _session(module, in_features, Path(scratch) / name)
-                flops[name] = share
-            seconds = {tokens: _timed(sessions, in_features, tokens, arguments.rounds) for tokens in TOKENS}
-        figures[size] = {
+        layers = _layers(in_features, out_features)
+        modules = {name: module for name, (module, _) in layers.items()}
+        seconds = _timed(modules, in_features, arguments.rounds)
+        figures = {
             name: {
-                "flops": round(flops[name], 3),
-                "milliseconds": {tokens: round(1e3 * statistics.median(seconds[tokens][name]), 4) for tokens in TOKENS},
-                "speedup": {tokens: round(_gain(seconds[tokens], name), 2) for tokens in TOKENS},
+                "flops": round(share, 3),
+                "gigaflops": {
+                    str(tokens): round(
+                        2e-9 * share * tokens * in_features * out_features / statistics.median(seconds[tokens][name]), 1
+                    )
+                    for tokens in TOKENS
+                },
+                "milliseconds": {
+                    str(tokens): round(1e3 * statistics.median(seconds[tokens][name]), 4) for tokens in TOKENS
+                },
+                "speedup": {str(tokens): round(_gain(seconds[tokens], name), 2) for tokens in TOKENS},
             }
-            for name in sessions
+            for name, (_, share) in layers.items()
         }
-        console.print(_table(size, figures[size]))
+        console.print(_table(size, figures))
+        record["layers"][size] = figures
+        (RESULTS / "structured_layers.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        (RESULTS / "structured_layers.md").write_text(_page(record), encoding="utf-8")
+
+
+def _earlier() -> dict[str, Any]:
+    """What stands in benchmarks/results/, where it was measured on a machine like this one."""
     machine = {"processor": processor(), "threads": 1, "python": platform.python_version()}
-    record = {"machine": machine, "onnxruntime": onnxruntime.__version__, "layers": figures}
+    record: dict[str, Any] = {"machine": machine, "onnxruntime": onnxruntime.__version__, "layers": {}}
     RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "structured_layers.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    (RESULTS / "structured_layers.md").write_text(_page(record), encoding="utf-8")
+    try:
+        found: dict[str, Any] = json.loads((RESULTS / "structured_layers.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return record
+    rows = [row for figures in found["layers"].values() for row in figures.values()]
+    same = {**found, "layers": {}} == record and all(set(row) == FIGURES for row in rows)
+    return found if same else record
 
 
 def _layers(in_features: int, out_features: int) -> dict[str, tuple[nn.Module, float]]:
@@ -87,17 +110,18 @@ def _layers(in_features: int, out_features: int) -> dict[str, tuple[nn.Module, f
     def add(name: str, module: nn.Module, structure: Structure) -> None:
         layers[name] = module, structure.parameter_count / weight.numel()
 
-    for ratio in (0.75, 0.5, 0.25):
-        for name, in_blocks in (("low-rank", 1), ("block-dense 4", 4)):
-            structure = Structure.of(out_features, in_features, 1, in_blocks, rank=1).at_ratio(ratio)
+    for ratio in RATIOS:
+        for kind, blocks in KINDS:
+            structure = structure_of(kind, out_features, in_features, blocks, ratio)
+            name = kind if kind == "low-rank" else f"{kind} {blocks}"
             add(f"{name}, {ratio:.0%}", StructuredLinear(_drawn(structure), None, torch.float32), structure)
     for blocks in BLOCKS:
         structure = shuffled(out_features, in_features, blocks)
         factors = _drawn(structure)
         for name, batched in (("blocks", False), ("batched", True)):
-            add(f"monarch {blocks}, {name}", StructuredLinear(factors, None, torch.float32, batched), structure)
+            add(f"block-shuffle {blocks}, {name}", StructuredLinear(factors, None, torch.float32, batched), structure)
         for formulation in (Slices, Einsum):
-            add(f"monarch {blocks}, {formulation.__name__.lower()}", formulation(factors), structure)
+            add(f"block-shuffle {blocks}, {formulation.__name__.lower()}", formulation(factors), structure)
     return layers
 
 
@@ -153,37 +177,21 @@ class Einsum(nn.Module):
         return torch.einsum("tjq,jsq->tjs", dealt, self.second).reshape(tokens, -1)
 
 
-def _session(module: nn.Module, in_features: int, folder: Path) -> onnxruntime.InferenceSession:
-    folder.mkdir()
-    program = capture(module.eval(), {"x": torch.randn(3, in_features)}, source="layer", dynamic={"x": {0: "tokens"}})
-    lowered = OnnxRuntime().lower(program, Target.parse("cpu"), folder)
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    session = onnxruntime.InferenceSession(str(folder / lowered.entry), options)
-    x = torch.randn(5, in_features)
-    (found,) = session.run(None, {"x": x.numpy()})
-    (wanted,) = program.run(x)
-    np.testing.assert_allclose(found, wanted.numpy(), rtol=1e-3, atol=1e-4)
-    return session
-
-
-def _timed(sessions: dict[str, Any], in_features: int, tokens: int, rounds: int) -> dict[str, list[float]]:
-    """Seconds a call by name, one figure a round; all take turns."""
-    inputs = {"x": np.random.default_rng(0).standard_normal((tokens, in_features), np.float32)}
-    calls = {}
-    for name, session in sessions.items():
-        session.run(None, inputs)
-        started = time.thread_time()
-        session.run(None, inputs)
-        calls[name] = max(1, int(LEAST_SECONDS / max(time.thread_time() - started, 1e-6)))
-    seconds: dict[str, list[float]] = {name: [] for name in sessions}
-    for _ in range(rounds):
-        for name, session in sessions.items():
-            started = time.thread_time()
-            for _ in range(calls[name]):
-                session.run(None, inputs)
-            seconds[name].append((time.thread_time() - started) / calls[name])
-    return seconds
+def _timed(modules: dict[str, nn.Module], in_features: int, rounds: int) -> dict[int, dict[str, list[float]]]:
+    """Seconds a call by tokens and name, one figure a round; all take turns."""
+    generator = torch.Generator().manual_seed(0)
+    inputs = {tokens: torch.randn(tokens, in_features, generator=generator) for tokens in TOKENS}
+    with ExitStack() as trials:
+        calls: dict[int, dict[str, Callable[[], Any]]] = {tokens: {} for tokens in TOKENS}
+        for name, module in modules.items():
+            dims = {"x": {0: "tokens"}}
+            program = capture(module.eval(), {"x": inputs[128][:3]}, source=name, dynamic=dims, clone=False)
+            lowered = trials.enter_context(lowered_on_trial(program, OnnxRuntime(), Target.parse("cpu")))
+            for tokens, x in inputs.items():
+                calls[tokens][name] = lowered.call((x,))
+            (found,) = calls[128][name]().values()
+            np.testing.assert_allclose(found, program.run(inputs[128])[0].numpy(), rtol=1e-3, atol=1e-4)
+        return {tokens: alternating_seconds(calls[tokens], rounds) for tokens in TOKENS}
 
 
 def _gain(seconds: dict[str, list[float]], name: str) -> float:
@@ -200,10 +208,12 @@ def _table(size: str, figures: dict[str, Any]) -> Table:
 
 def _rows(figures: dict[str, Any]) -> list[list[str]]:
     return [
-        [name, f"{one['flops']:.2f}"]
-        + [f"{one['speedup'][tokens]:.2f}x ({one['milliseconds'][tokens]:.3f} ms)" for tokens in TOKENS]
-        for name, one in figures.items()
+        [name, f"{one['flops']:.2f}", *(_cell(one, str(tokens)) for tokens in TOKENS)] for name, one in figures.items()
     ]
+
+
+def _cell(one: dict[str, Any], tokens: str) -> str:
+    return f"{one['speedup'][tokens]:.2f}x ({one['milliseconds'][tokens]:.3f} ms, {one['gigaflops'][tokens]:.0f})"
 
 
 def _page(record: dict[str, Any]) -> str:
@@ -212,8 +222,8 @@ def _page(record: dict[str, Any]) -> str:
         "# Structured linear layers",
         "",
         f"{machine['processor']}; {machine['threads']} thread; ONNX Runtime {record['onnxruntime']}, float32. Speed "
-        "over the dense layer (milliseconds of the calling thread), all layers in turn; FLOPs as a part of the dense "
-        "layer's. Monarch matrices ship as `blocks`, from 8 even blocks on as `batched`.",
+        "over the dense layer (milliseconds, thousand million FLOPs a second), all layers in turn; FLOPs as a part of "
+        "the dense layer's. Block-diagonal factors ship as `blocks`, from 8 even blocks on as `batched`.",
     ]
     for size, figures in record["layers"].items():
         lines += [
@@ -229,7 +239,7 @@ def _page(record: dict[str, Any]) -> str:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--sizes", nargs="+", default=SIZES, metavar="INxOUT")
     return parser.parse_args()
 
