@@ -295,6 +295,16 @@ def _softmax_like(part: NarrowedPart, node: fx.Node) -> None:
     _same_dim(part, node)
 
 
+def _mean(part: NarrowedPart, node: fx.Node) -> None:
+    kept, rank = _only_first(part, node), value(operands(node)[0]).dim()
+    dims = {dim % rank for dim in argument(node, "dim") or range(rank)}
+    if kept.dim in dims:
+        raise NarrowingError("it is computed over the units themselves", node)
+    before = 0 if argument(node, "keepdim") else sum(dim < kept.dim for dim in dims)
+    part.new[node] = part.graph.node_copy(node, part.read)
+    part.kept[node] = Kept(kept.dim - before, kept.positions)
+
+
 _RULES: dict[Any, Rule] = {
     **dict.fromkeys(ELEMENTWISE, _elementwise),
     **dict.fromkeys(CASTS | COPIES, _same_dim),
@@ -306,6 +316,7 @@ _RULES: dict[Any, Rule] = {
     aten.slice.Tensor: _sliced,
     aten.cat.default: _joined,
     aten.layer_norm.default: _rows_alike,
+    aten.mean.dim: _mean,
     aten.rms_norm.default: _rows_alike,
     aten.softmax.int: _softmax_like,
     SDPA: _attention,

@@ -70,11 +70,12 @@ def kept_by_reconstruction(weight: Tensor, firm: Tensor, inner: int, count: int)
     inverse, fitted = torch.cholesky_inverse(lower), weight.double()
     while len(kept) > count:
         parts = fitted.reshape(len(weight), len(kept), inner)
-        costs = torch.einsum("oui,uij,ouj->u", parts, torch.linalg.inv(_diagonal_blocks(inverse, inner)), parts)
+        lower = torch.linalg.cholesky(_diagonal_blocks(inverse, inner).contiguous())
+        costs = torch.einsum("oui,uij,ouj->u", parts, torch.cholesky_inverse(lower), parts)
         stays = kept_by_score(costs, max(count, len(kept) - at_once))
         goes = torch.ones(len(kept), dtype=torch.bool).index_fill_(0, stays, value=False).nonzero().flatten()
         left, gone = columns_of(stays, inner), columns_of(goes, inner)
-        share = torch.linalg.solve(inverse[gone][:, gone], inverse[gone][:, left])
+        share = torch.cholesky_solve(inverse[gone][:, left], torch.linalg.cholesky(inverse[gone][:, gone]))
         fitted = fitted[:, left] - fitted[:, gone] @ share
         inverse = inverse[left][:, left] - inverse[left][:, gone] @ share
         kept = kept[stays]

@@ -8,7 +8,8 @@ Lossy:   what the heads added is gone. Those go that the others make up for best
          projection is fitted anew by least squares (refit). Healing trains all that is left; the budget gives back
          half, then the site.
 Refuses: attention written out over several nodes; heads that are not side by side in the outputs of linear layers;
-         states: run it before make-incremental; weights that other nodes share; operators that no rule follows through.
+         weights that other nodes share; operators that no rule follows through. Attention over states is no site: run
+         it before make-incremental.
 Source:  Michel et al. 2019, arXiv:1905.10650; Kurtic et al. 2023, arXiv:2302.04089 (ZipLM), section 3.1.
 """
 

@@ -94,9 +94,11 @@ def small_and_masked(module: Between) -> tuple[Tensor, Tensor]:
         lambda h: torch.cat([-h.reshape(-1, 4, 2)[..., 1:], h.reshape(-1, 4, 2)[..., :1]], -1).flatten(1),
         lambda h: h.unsqueeze(0).expand(1, -1, UNITS).mul(2).squeeze(0),
         lambda h: nn.functional.layer_norm(h.unflatten(-1, (4, 2)), (2,)).flatten(-2),
+        lambda h: (h.unflatten(-1, (4, 2)) / h.unflatten(-1, (4, 2)).square().mean(-1, keepdim=True)).flatten(-2),
+        lambda h: h.expand(3, -1, UNITS).exp().mean(0),
         lambda h: h.to(torch.float64).sigmoid().to(torch.float32),
     ],
-    ids=["unary", "constant", "moved", "softmax", "turned", "expanded", "norm", "cast"],
+    ids=["unary", "constant", "moved", "softmax", "turned", "expanded", "norm", "mean square", "mean", "cast"],
 )
 def test_operators_hand_on_what_is_missing(between: Callable[[Tensor], Tensor]) -> None:
     found, expected = small_and_masked(Between(between))
@@ -108,11 +110,12 @@ def test_operators_hand_on_what_is_missing(between: Callable[[Tensor], Tensor]) 
     [
         (lambda h: torch.softmax(h, -1), "over the units themselves"),
         (lambda h: nn.functional.layer_norm(h, (UNITS,)), "over the units themselves"),
+        (lambda h: h - h.mean(-1, keepdim=True), "over the units themselves"),
         (lambda h: h + h.flip(-1), "has no rule for fewer units"),
         (lambda h: h.cumsum(-1), "has no rule for fewer units"),
         (lambda h: h.roll(1, -1), "has no rule for fewer units"),
     ],
-    ids=["softmax", "norm", "flip", "cumsum", "roll"],
+    ids=["softmax", "norm", "mean", "flip", "cumsum", "roll"],
 )
 def test_what_mixes_units_is_refused(between: Callable[[Tensor], Tensor], reason: str) -> None:
     with pytest.raises(NarrowingError, match=reason):
