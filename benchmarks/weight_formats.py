@@ -117,7 +117,7 @@ def _layer_figures(size: str, formats: dict[str, str], rounds: int) -> dict[str,
     module = _Dense(in_features, out_features).eval()
     dense = capture(module, {"x": inputs[128]}, source=size, dynamic={"x": {0: "tokens"}})
     registry, target, backend = Registry(entry_points=False), Target.parse("cpu"), OnnxRuntime()
-    data = Dataset("drawn", ((inputs[1024],),), ())
+    data = Dataset("drawn", scoring=(), calibration=((inputs[1024],),))
     context = PassContext(target, data, formats=registry.formats(), backend=backend, allow_simulated=True)
     with ExitStack() as trials:
         calls: dict[int, dict[str, Callable[[], Any]]] = {tokens: {} for tokens in TOKENS}
