@@ -106,7 +106,7 @@ class Measuring:
     def run(self) -> Measured:
         """Every candidate of every place, what stands there already first."""
         found = {place.name: self._originals(place) for place in self.places}
-        known = len(self.kept.entries)
+        known = sum(entry.refused is None for entry in self.kept.entries.values())
         if any(self._wanted(place) for place in self.places):
             self._measure()
         corrections, usual = self._corrections()
