@@ -3,6 +3,7 @@
 import torch
 from regraft_outside.drop_multiply_by_one import DropMultiplyByOne
 from regraft_outside.scaled_frontend import ScaledFrontend
+from regraft_outside.sign_weights import OutsideSigns
 
 from compiler.evidence.data import load_dataset
 from compiler.frontends import LoadOptions
@@ -38,8 +39,8 @@ def test_other_factors_stay():
 def test_a_format_in_one_file_is_taken_by_quantize_weights():
     torch.manual_seed(0)
     program = capture(torch.nn.Sequential(torch.nn.Linear(64, 48)).eval(), {"input": torch.randn(3, 64)}, source="test")
-    context = PassContext(Target("cpu"), load_dataset(None, program), formats=Registry().formats())
-    after, result = apply_graft(QuantizeWeights(format="outside-signs"), program, (), context)
+    context = PassContext(Target("cpu"), load_dataset(None, program), formats={OutsideSigns.name: OutsideSigns})
+    after, result = apply_graft(QuantizeWeights(format="outside-signs", rounding="nearest"), program, (), context)
     assert result.changed == ("0",)
     weight = program.weight("0.weight")
     expected = weight.sign() * weight.abs().mean(1, keepdim=True)
