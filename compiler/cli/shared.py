@@ -38,7 +38,7 @@ class Shared:
 SHARED = Shared()
 
 Model = Annotated[
-    str, Parameter(help="A folder with config.json, a .gguf or .pt2 file, file.py:factory or module:factory.")
+    str, Parameter(help="A folder with config.json, a .onnx, .gguf or .pt2 file, file.py:factory or module:factory.")
 ]
 Folder = Annotated[Path, Parameter(help="The folder of an artifact.")]
 Inputs = Annotated[

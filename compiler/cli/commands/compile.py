@@ -20,7 +20,7 @@ REPORT_NAME = "report.json"
 def compile_command(
     model: Annotated[
         str | None,
-        Parameter(help="A folder with config.json, a .gguf or .pt2 file, file.py:factory or module:factory."),
+        Parameter(help="A folder with config.json, a .onnx, .gguf or .pt2 file, file.py:factory or module:factory."),
     ] = None,
     *,
     passes: Annotated[str | None, Parameter(help="name:key=value:key=value,... The backend's own if left out.")] = None,
