@@ -173,17 +173,31 @@ def raise_six_bit_table(node: ir.Node) -> ir.Node | None:
         gather = _producer(cast.inputs[0], "Gather") if cast is not None else None
         if gather is None or taken is None or taken.inputs[1] is not gather.inputs[1]:
             continue
-        planes, scales = _six_bit_planes(gather.inputs[0]), stored(taken.inputs[0])
-        if planes is None or scales is None or scales.shape != (len(planes[0]), 1):
+        planes, scales = _six_bit_planes(gather.inputs[0]), _widened(node, taken.inputs[0])
+        known = stored(scales)
+        if planes is None or known is None or known.shape != (len(planes[0]), 1):
             continue
         if gather.attributes.get_int("axis", 0) or taken.attributes.get_int("axis", 0):
             continue
         table = _packed_table(node, gather.inputs[0], planes)
         return inserted(
-            node, "QuantizedEmbedding", [gather.inputs[1], table, taken.inputs[0]], {"bits": 6},
+            node, "QuantizedEmbedding", [gather.inputs[1], table, scales], {"bits": 6},
             domain=REGRAFT, like=gather,
         )  # fmt: skip
     return None
+
+
+def _widened(node: ir.Node, value: ir.Value | None) -> ir.Value | None:
+    """Scales that are stored as float16 and cast, as the float32 that they become, once for every table."""
+    cast = _producer(value, "Cast")
+    if value is None or cast is None or (halves := stored(cast.inputs[0])) is None or halves.dtype != np.float16:
+        return value
+    known: ir.Value | None = value.meta.get("regraft.widened")
+    if known is None:
+        known = value.meta["regraft.widened"] = new_initializer(
+            node, f"{value.name}_widened", halves.astype(np.float32)
+        )
+    return known
 
 
 def _packed_table(node: ir.Node, codes: ir.Value | None, planes: tuple[Any, Any]) -> ir.Value:
