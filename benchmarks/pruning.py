@@ -30,7 +30,7 @@ from minilm_int8 import processor
 from quality_figures import SideFigures, add_window, artifact_logits
 from rich.console import Console
 
-from compiler.evidence.site_speed import alternating_seconds
+from compiler.evidence.turns import alternating_seconds
 from compiler.runtime.generation.decoder import Decoder
 
 RESULTS = Path(__file__).resolve().parent / "results"

@@ -38,7 +38,7 @@ from quality_figures import SideFigures, add_window, artifact_logits, transforme
 from rich.console import Console
 from texts import encode, held_out_texts
 
-from compiler.evidence.site_speed import alternating_seconds
+from compiler.evidence.turns import alternating_seconds
 from compiler.runtime.generation.decoder import Decoder
 
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -173,7 +173,7 @@ def _speed(folder: Path, dense: Path, arguments: argparse.Namespace) -> dict[str
 
     found = {}
     for name, call, count in (("prefill", read, WINDOW), ("decode", decode, DECODED)):
-        calls = {side: (lambda one=decoder, call=call: call(one)) for side, decoder in decoders.items()}  # type: ignore[misc]
+        calls = {side: (lambda one=decoder, call=call: call(one)) for side, decoder in decoders.items()}
         seconds = alternating_seconds(calls, arguments.rounds)
         gains = [dense / ours for dense, ours in zip(seconds[DENSE], seconds["ours"], strict=True)]
         found[f"{name}_tokens_per_second"] = round(count / statistics.median(seconds["ours"]), 1)

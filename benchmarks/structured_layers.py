@@ -36,8 +36,8 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from compiler.backends.onnx_runtime import OnnxRuntime
-from compiler.budget.stand_alone import lowered_on_trial
-from compiler.evidence.site_speed import alternating_seconds
+from compiler.evidence.trial_lowering import lowered_on_trial
+from compiler.evidence.turns import alternating_seconds
 from compiler.frontends.torch_export import capture
 from compiler.structured.modules import StructuredLinear
 from compiler.structured.projection import Factors

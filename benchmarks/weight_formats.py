@@ -34,10 +34,10 @@ from texts import token_row
 from torch import Tensor, nn
 
 from compiler.backends.onnx_runtime import OnnxRuntime
-from compiler.budget.stand_alone import lowered_on_trial
 from compiler.compile_model import compile_model
 from compiler.evidence.data import Dataset
-from compiler.evidence.site_speed import alternating_seconds
+from compiler.evidence.trial_lowering import lowered_on_trial
+from compiler.evidence.turns import alternating_seconds
 from compiler.frontends.torch_export import capture
 from compiler.grafting import apply_graft
 from compiler.recipe import Recipe, build_passes, parse_passes

@@ -1,4 +1,4 @@
-"""Modules and Programs as a backend lowers them, on trial: the bytes of the payload and the seconds of a run.
+"""Stand-ins as a backend lowers them, alone and on trial: the bytes of the payload and the seconds of a run.
 
 A stand-in is lowered alone at the sizes at which it is called, beside the original. What a module weighs depends on its
 shapes and not on its numbers, so that one figure serves every site of a shape, in later runs too.
@@ -7,27 +7,26 @@ shapes and not on its numbers, so that one figure serves every site of a shape, 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import statistics
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from compiler.content_digest import code_digest, text_digest
+from compiler.content_digest import text_digest
+from compiler.evidence.trial_lowering import lowered_on_trial, lowering_digest, machine_digest, module_form
+from compiler.evidence.turns import alternating_seconds
 from compiler.kept_work import kept_folder, write_whole
 
 if TYPE_CHECKING:
-    from compiler.backend import Backend, Lowered
+    from compiler.backend import Backend
     from compiler.program import Program
     from compiler.target import Target
 
 KIND, FILE_NAME = "stand-ins", "figures.json"
-HALF_EXACT_BELOW = 2**24
-"""Numbers of a tensor up to which it is looked at whether float16 holds it, and backends may store it so."""
 
 Shape = tuple[tuple[int, ...], torch.dtype]
 
@@ -51,50 +50,12 @@ class Figures:
         return Figures(self.bytes, self.flops, whole * self.seconds / self.original_seconds, whole)
 
 
-class OnTrial:
-    """A Program that was lowered to a folder of its own for as long as the trial lasts."""
-
-    def __init__(self, program: Program, folder: Path, lowered: Lowered, target: Target) -> None:
-        self._program, self._folder, self._lowered, self._target = program, folder, lowered, target
-
-    @property
-    def bytes(self) -> int:
-        """Of all files of the payload."""
-        from compiler.artifact_contents import files_bytes
-
-        return files_bytes(self._folder, self._lowered.files)
-
-    @property
-    def kernels(self) -> Mapping[str, int]:
-        """The operators that really run, by name."""
-        return self._lowered.kernels
-
-    def call(self, batch: Sequence[Tensor]) -> Callable[[], Any]:
-        """A function that runs the payload once on `batch`."""
-        from compiler.artifact_contents import trial_manifest
-        from compiler.runtime.engines import open_engine
-
-        manifest = trial_manifest(self._program, self._lowered, self._target)
-        engine = open_engine(self._folder, manifest)
-        inputs = zip(self._program.inputs, self._program.complete(batch), strict=True)
-        arrays = {spec.name: tensor.numpy() for spec, tensor in inputs}
-        return lambda: engine.run(arrays)
-
-
-@contextmanager
-def lowered_on_trial(program: Program, backend: Backend, target: Target) -> Iterator[OnTrial]:
-    """`program` lowered to a folder that is gone at the end of the block."""
-    with TemporaryDirectory(prefix="regraft-trial-") as name:
-        folder = Path(name)
-        yield OnTrial(program, folder, backend.lower(program, target, folder), target)
-
-
 class StandAlone:
     """Figures of modules, each shape measured once."""
 
     def __init__(self, backend: Backend, target: Target, *, timed: bool) -> None:
         self._backend, self._target, self._timed = backend, target, timed
-        digest = text_digest(backend.name, str(target), code_digest(), backend_digest(backend))
+        digest = text_digest(lowering_digest(backend, target), *([machine_digest()] if timed else []))
         self._path = kept_folder(KIND, digest) / FILE_NAME
         self._known: dict[str, Figures] = _read(self._path)
 
@@ -106,7 +67,7 @@ class StandAlone:
         """
         form = text_digest(name, str(called), str(typical), module_form(module))
         known = self._known.get(form)
-        if known is None or (self._timed and known.seconds is None):
+        if known is None:
             self._known[form] = known = self._measured(module, original, called, typical)
             write_whole(self._path, self._write)
         return known
@@ -115,8 +76,6 @@ class StandAlone:
         self, module: nn.Module, original: nn.Module, called: Sequence[Shape], typical: Sequence[Shape]
     ) -> Figures:
         from compiler.evidence.cost import module_flops
-        from compiler.evidence.payload import alternate
-        from compiler.runtime.bench import Spread
 
         inputs = drawn(typical)
         flops = module_flops(module, drawn(called))
@@ -124,8 +83,8 @@ class StandAlone:
             if not self._timed:
                 return Figures(ours.bytes, flops)
             with lowered_on_trial(_program(original, inputs), self._backend, self._target) as theirs:
-                seconds = alternate(ours.call(inputs), theirs.call(inputs))
-            return Figures(ours.bytes, flops, *(Spread.of(one).median for one in seconds))
+                seconds = alternating_seconds({"ours": ours.call(inputs), "theirs": theirs.call(inputs)})
+            return Figures(ours.bytes, flops, *(statistics.median(one) for one in seconds.values()))
 
     def _write(self, path: Path) -> None:
         path.write_text(json.dumps({form: asdict(one) for form, one in self._known.items()}), encoding="utf-8")
@@ -148,14 +107,6 @@ class Several(nn.Module):
         return tuple(found)
 
 
-def module_form(module: nn.Module) -> str:
-    """What the size and speed of a module follow from: classes, shapes, dtypes, and what float16 holds exactly."""
-    classes = ",".join(type(part).__name__ for part in module.modules())
-    graph = str(module.graph) if isinstance(module, torch.fx.GraphModule) else ""
-    tensors = [f"{name} {one.dtype} {tuple(one.shape)} {_fits_half(one)}" for name, one in _tensors(module).items()]
-    return f"{classes} {graph} {tensors}"
-
-
 def drawn(shapes: Sequence[Shape]) -> tuple[Tensor, ...]:
     """Inputs of these shapes: standard normal numbers; zeros for what is no float."""
     generator = torch.Generator().manual_seed(0)
@@ -165,30 +116,11 @@ def drawn(shapes: Sequence[Shape]) -> tuple[Tensor, ...]:
     )
 
 
-def _tensors(module: nn.Module) -> Mapping[str, Tensor]:
-    return dict([*module.named_parameters(), *module.named_buffers()])
-
-
-def _fits_half(tensor: Tensor) -> bool:
-    if tensor.dtype != torch.float32 or tensor.numel() > HALF_EXACT_BELOW:
-        return False
-    return torch.equal(tensor.detach().half().float(), tensor.detach())
-
-
 def _program(module: nn.Module, inputs: Sequence[Tensor]) -> Program:
     from compiler.frontends.torch_export import capture
 
     named = {f"x{index}": tensor for index, tensor in enumerate(inputs)}
     return capture(module, named, source="a stand-in", dynamic={})
-
-
-def backend_digest(backend: Backend) -> str:
-    """Of the code of a backend."""
-    import inspect
-
-    file = Path(inspect.getfile(type(backend)))
-    files = sorted(file.parent.rglob("*.py")) if file.name == "__init__.py" else [file]
-    return text_digest(*(one.read_text(encoding="utf-8") for one in files))
 
 
 def _read(path: Path) -> dict[str, Figures]:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from compiler.budget.chosen_mix import ChosenMix, Key
 from compiler.budget.site_copies import typical_inputs
-from compiler.budget.stand_alone import lowered_on_trial
 from compiler.evidence.cost import float32_bytes, flops, weight_bytes
-from compiler.evidence.payload import LARGE_BYTES, alternate
+from compiler.evidence.payload import LARGE_BYTES, LONGEST_SECONDS, ROUND_COUNT
+from compiler.evidence.trial_lowering import lowered_on_trial
+from compiler.evidence.turns import alternating_seconds
 from compiler.grafting import put_in
-from compiler.runtime.bench import Spread
 from compiler.sites import Refusal
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ class WholeModel:
                 self._bytes = trial.bytes
                 if timed:
                     self._call = trial.call(self._inputs)
-                    self._seconds = Spread.of(alternate(self._call, lambda: None)[0]).median
+                    self._seconds = _medians({"as it is": self._call})[0]
 
     def amount(self, quantity: str) -> float:
         """What a share is of: weights in float32, FLOPs, seconds."""
@@ -55,6 +56,10 @@ class WholeModel:
             with lowered_on_trial(program, self._backend, self._context.target) as trial:
                 found["size"] = float(trial.bytes)
                 if "latency" in quantities:
-                    theirs, ours = alternate(self._call, trial.call(self._inputs))
-                    found["latency"] = self._seconds * Spread.of(ours).median / Spread.of(theirs).median
+                    theirs, ours = _medians({"as it is": self._call, "mix": trial.call(self._inputs)})
+                    found["latency"] = self._seconds * ours / theirs
         return [found[quantity] for quantity in quantities]
+
+
+def _medians(calls: Mapping[str, Callable[[], Any]]) -> list[float]:
+    return [statistics.median(one) for one in alternating_seconds(calls, ROUND_COUNT, LONGEST_SECONDS).values()]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -14,6 +13,7 @@ from compiler.evidence import Fidelity
 from compiler.evidence.cost import weight_bytes
 from compiler.evidence.fidelity import Reference, compare_with, main_output
 from compiler.evidence.random_inputs import example_batch
+from compiler.evidence.turns import alternating_seconds
 from compiler.runtime.bench import Spread
 
 if TYPE_CHECKING:
@@ -60,7 +60,8 @@ def measure_payload(
     """
     if timed is None:
         batch = typical_batch(captured, data)
-        eager, payload = alternate(lambda: captured.run(*batch), lambda: run_session(session, program, batch))
+        calls = {"eager": lambda: captured.run(*batch), "payload": lambda: run_session(session, program, batch)}
+        eager, payload = alternating_seconds(calls, ROUND_COUNT, LONGEST_SECONDS).values()
     else:
         batch, eager = timed
         payload = _repeat(lambda: run_session(session, program, batch))
@@ -109,18 +110,4 @@ def _fidelity(session: Session, program: Program, reference: Reference, data: Da
 
 
 def _repeat(call: Callable[[], Any]) -> list[float]:
-    return alternate(call, lambda: None)[0]
-
-
-def alternate(first: Callable[[], Any], second: Callable[[], Any]) -> tuple[list[float], list[float]]:
-    """The seconds of each call of either, in rounds that run one after the other."""
-    sides: tuple[list[float], list[float]] = ([], [])
-    started = time.perf_counter()
-    for call in (first, second):  # warm-up
-        call()
-    while len(sides[0]) < 3 or (len(sides[0]) < ROUND_COUNT and time.perf_counter() - started < LONGEST_SECONDS):
-        for seconds, call in zip(sides, (first, second), strict=True):
-            begun = time.perf_counter()
-            call()
-            seconds.append(time.perf_counter() - begun)
-    return sides
+    return alternating_seconds({"one": call}, ROUND_COUNT, LONGEST_SECONDS)["one"]

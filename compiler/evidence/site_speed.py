@@ -8,9 +8,7 @@ that is computed, the backend and this code: layers of one shape are measured on
 from __future__ import annotations
 
 import json
-import os
 import statistics
-import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
@@ -19,13 +17,13 @@ from typing import TYPE_CHECKING, Any
 
 from torch.fx.node import map_arg
 
-from compiler.budget.stand_alone import backend_digest, lowered_on_trial, module_form
-from compiler.content_digest import code_digest, text_digest
+from compiler.content_digest import text_digest
 from compiler.errors import CompilerError
 from compiler.evidence.site_program import SiteProgram, site_program, token_sizes
+from compiler.evidence.trial_lowering import lowered_on_trial, lowering_digest, machine_digest, module_form
+from compiler.evidence.turns import ROUNDS, alternating_seconds
 from compiler.kept_work import kept_folder, write_whole
 from compiler.program import attribute
-from compiler.runtime.processor import processor_instructions
 
 if TYPE_CHECKING:
     from torch import Tensor, fx, nn
@@ -37,9 +35,6 @@ if TYPE_CHECKING:
 
 KIND, FILE_NAME = "site-speeds", "speed.json"
 TOKEN_COUNTS = (1, 128, 1024)
-ROUNDS = 5
-LEAST_SECONDS = 0.004
-"""A turn calls so often that it lasts this long: a clock and a scheduler say little of one short call."""
 
 
 @dataclass(frozen=True)
@@ -60,9 +55,7 @@ class SpeedMeter:
     def __init__(self, backend: Backend, target: Target) -> None:
         self._backend, self._target = backend, target
         self.name = f"{backend.name} on {target}"
-        machine = (str(os.cpu_count()), os.environ.get("OMP_NUM_THREADS", ""), *sorted(processor_instructions() or ()))
-        lowering = (backend.name, str(target), backend_digest(backend), code_digest())
-        self._digest = text_digest(*machine, *lowering)
+        self._digest = text_digest(machine_digest(), lowering_digest(backend, target))
 
     def compare(
         self, program: Program, site: Site, stand_in: nn.Module, token_counts: Sequence[int] = TOKEN_COUNTS
@@ -105,24 +98,6 @@ class SpeedMeter:
         original, ours = seconds["original"], seconds["stand_in"]
         gains = [one / other for one, other in zip(original, ours, strict=True)]
         return SiteSpeed(tokens, statistics.median(original), statistics.median(ours), statistics.median(gains))
-
-
-def alternating_seconds(calls: Mapping[str, Callable[[], object]], rounds: int = ROUNDS) -> dict[str, list[float]]:
-    """Wall seconds a call by name, one figure a round; in a round all take turns of LEAST_SECONDS or one call."""
-    counts = {}
-    for name, call in calls.items():
-        call()
-        started = time.perf_counter()
-        call()
-        counts[name] = max(1, int(LEAST_SECONDS / max(time.perf_counter() - started, 1e-6)))
-    seconds: dict[str, list[float]] = {name: [] for name in calls}
-    for _ in range(rounds):
-        for name, call in calls.items():
-            started = time.perf_counter()
-            for _ in range(counts[name]):
-                call()
-            seconds[name].append((time.perf_counter() - started) / counts[name])
-    return seconds
 
 
 def _told(module: fx.GraphModule) -> list[str]:

@@ -15,7 +15,8 @@ from compiler.backends.eager import Eager
 from compiler.backends.onnx_runtime import OnnxRuntime
 from compiler.evidence import site_speed
 from compiler.evidence.site_program import site_program, token_sizes
-from compiler.evidence.site_speed import SpeedMeter, alternating_seconds
+from compiler.evidence.site_speed import SpeedMeter
+from compiler.evidence.turns import alternating_seconds
 from compiler.lanes import Lane
 from compiler.passes.linear.low_rank import LowRank
 from compiler.program import Program
