@@ -25,6 +25,25 @@ def nodes_between(wanted: fx.Node, leaves: Collection[fx.Node], most: int | None
     return found
 
 
+def nodes_on_paths(sources: Collection[fx.Node], wanted: fx.Node) -> set[fx.Node]:
+    """The nodes that depend on one of `sources` and that `wanted` depends on, `wanted` included, `sources` not. Empty
+    where `wanted` depends on none of them.
+    """
+    first = min(sources)
+    above: set[fx.Node] = set()
+    waiting = [wanted]
+    while waiting:
+        one = waiting.pop()
+        if first < one and one not in sources and one not in above:
+            above.add(one)
+            waiting += one.all_input_nodes
+    found: set[fx.Node] = set()
+    for one in sorted(above):
+        if any(source in sources or source in found for source in one.all_input_nodes):
+            found.add(one)
+    return found
+
+
 def graph_slice(
     module: fx.GraphModule, leaves: Sequence[fx.Node], between: Iterable[fx.Node], wanted: Sequence[fx.Node]
 ) -> fx.GraphModule:

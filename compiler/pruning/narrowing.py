@@ -18,10 +18,8 @@ from torch import Tensor, fx, nn
 
 from compiler.patterns import all_arguments, argument, aten, has_tensor, is_call, upstream, value
 from compiler.program import Program
-from compiler.sites.convolution import CONVOLUTIONS
 
 MOST_NODES_BROUGHT = 32
-LAYERS = frozenset({aten.linear.default, *CONVOLUTIONS})
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from compiler.patterns import (
     CASTS,
     COPIES,
     RESHAPES,
+    all_arguments,
     argument,
     aten,
     has_tensor,
@@ -85,9 +86,10 @@ def _same_dim(part: NarrowedPart, node: fx.Node) -> None:
 
 
 def _rows_alike(part: NarrowedPart, node: fx.Node) -> None:
-    """What is computed along the last dim, row by row."""
+    """What is computed along the last dims, row by row: those of `normalized_shape`, or else one."""
     kept = _only_first(part, node)
-    if kept.dim == value(operands(node)[0]).dim() - 1:
+    along = len(all_arguments(node).get("normalized_shape", (1,)))
+    if kept.dim >= value(operands(node)[0]).dim() - along:
         raise NarrowingError("it is computed over the units themselves", node)
     _same_dim(part, node)
 
@@ -148,7 +150,8 @@ def _sliced(part: NarrowedPart, node: fx.Node) -> None:
     kept, source = _only_first(part, node), operands(node)[0]
     dim = argument(node, "dim") % value(source).dim()
     if dim != kept.dim:
-        return _same_dim(part, node)
+        _same_dim(part, node)
+        return
     size = static_size(source, dim)
     given = argument(node, "start"), argument(node, "end"), argument(node, "step")
     if size is None or any(isinstance(one, fx.Node) for one in given):
@@ -156,21 +159,22 @@ def _sliced(part: NarrowedPart, node: fx.Node) -> None:
     wanted = range(size)[slice(*given)]
     positions = tuple(index for index, one in enumerate(wanted) if one in kept.positions)
     places = [kept.positions.index(wanted[index]) for index in positions]
+    if not places:
+        raise NarrowingError("none of the units that it takes are left", node)
     if places != list(range(places[0], places[-1] + 1)):
         raise NarrowingError("it takes units that no longer lie side by side", node)
     part.new[node] = part.call(aten.slice.Tensor, part.read(source), dim, places[0], places[-1] + 1)
     part.kept[node] = Kept(dim, positions)
-    return None
 
 
 def _split(part: NarrowedPart, node: fx.Node) -> None:
     kept, source = _only_first(part, node), operands(node)[0]
     dim = argument(node, "dim") % value(source).dim()
-    pieces = [int(piece.shape[dim]) for piece in node.meta["val"]] if dim == kept.dim else []
     if dim != kept.dim:
         part.new[node] = part.graph.node_copy(node, part.read)
         part.kept[node] = (kept,) * len(node.meta["val"])
         return
+    pieces = [int(piece.shape[dim]) for piece in node.meta["val"]]
     starts = [sum(pieces[:index]) for index in range(len(pieces))]
     found = [
         tuple(one - start for one in kept.positions if start <= one < start + size)

@@ -15,6 +15,7 @@ from dataclasses import replace
 
 from torch import fx
 
+from compiler.graph_slices import nodes_on_paths
 from compiler.patterns import (
     LAYOUT,
     aten,
@@ -66,7 +67,7 @@ def match_attention_block(node: fx.Node) -> Site | Refusal | None:
         bindings |= {role: linear.name, f"{role}_start": start}
         nodes.add(linear)
     layers = set(nodes)
-    nodes = _between(layers - {last}, last)
+    nodes |= nodes_on_paths(layers - {last}, last)
     outside = _read_elsewhere(nodes, last)
     if outside is not None:
         return refuse(f"{outside.name} is read elsewhere too")
@@ -97,16 +98,6 @@ def _projection(part: fx.Node, width: int) -> tuple[fx.Node, int] | str:
     if len(spans) != 1 or not isinstance(match_linear(next(iter(linears))), Site):
         return "is not heads side by side from one linear layer"
     return next(iter(spans))
-
-
-def _between(producers: set[fx.Node], last: fx.Node) -> set[fx.Node]:
-    """The nodes that depend on a producer and that `last` depends on, all of them included."""
-    above = set(upstream(last, lambda one: one in producers))
-    found = set(producers)
-    for node in in_graph_order(above):
-        if any(source in found for source in node.all_input_nodes):
-            found.add(node)
-    return found
 
 
 def _read_elsewhere(nodes: set[fx.Node], last: fx.Node) -> fx.Node | None:

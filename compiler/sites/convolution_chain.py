@@ -17,10 +17,10 @@ from compiler.patterns import COPIES, aten, has_tensor, in_graph_order, is_call,
 from compiler.sites.activations import ELEMENTWISE
 from compiler.sites.convolution import match_convolution
 from compiler.sites.names import refusal, shared_path
+from compiler.sites.norm import BATCH_NORMS
 from compiler.sites.site import Refusal, Site
 
 KIND = "convolution-chain"
-BATCH_NORMS = frozenset({aten.batch_norm.default, aten._native_batch_norm_legit_no_training.default})
 POOLS = frozenset(
     {
         aten.max_pool1d.default,

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from torch import fx
 
+from compiler.graph_slices import nodes_on_paths
 from compiler.patterns import (
     argument,
     aten,
@@ -95,28 +96,11 @@ def _sum(node: fx.Node) -> _Branch | None:
     if not all(has_tensor(term) and same_shape(term, node) for term in terms):
         return None
     for carrier, branch in (terms, terms[::-1]):
-        nodes = _between(carrier, branch)
+        nodes = nodes_on_paths([carrier], branch)
         layers = tuple(site for one in sorted(nodes) if (site := _layer(one)) is not None)
         if layers and value(carrier).dtype == value(node).dtype:
             return _Branch(carrier, node, frozenset({*nodes, node}), layers)
     return None
-
-
-def _between(carrier: fx.Node, branch: fx.Node) -> set[fx.Node]:
-    """The nodes that depend on `carrier` and that `branch` depends on, `branch` included; empty where it does not."""
-    above: set[fx.Node] = set()
-    waiting = [branch]
-    while waiting:
-        one = waiting.pop()
-        if one in above or not carrier < one:
-            continue
-        above.add(one)
-        waiting += one.all_input_nodes
-    found: set[fx.Node] = set()
-    for one in sorted(above):
-        if any(source is carrier or source in found for source in one.all_input_nodes):
-            found.add(one)
-    return found if branch in found else set()
 
 
 def _layer(node: fx.Node) -> Site | None:

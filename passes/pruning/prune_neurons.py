@@ -15,6 +15,7 @@ Source:  Kurtic et al. 2023, arXiv:2302.04089 (ZipLM), section 3.1; An et al. 20
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
@@ -65,9 +66,7 @@ class PruneNeurons(UnitGraft):
 
 
 def _channels(first: Site, second: Site) -> UnitGroup:
-    inner = 1
-    for size in second.bindings["kernel"]:
-        inner *= size
+    inner = math.prod(second.bindings["kernel"])
     return UnitGroup(first.bindings["out_channels"], inner, (Producer(first, 0, 1),), second)
 
 

@@ -110,12 +110,15 @@ def test_operators_hand_on_what_is_missing(between: Callable[[Tensor], Tensor]) 
     [
         (lambda h: torch.softmax(h, -1), "over the units themselves"),
         (lambda h: nn.functional.layer_norm(h, (UNITS,)), "over the units themselves"),
+        (lambda h: nn.functional.layer_norm(h.unflatten(-1, (4, 2)), (4, 2)).flatten(-2), "over the units themselves"),
+        (lambda h: nn.functional.rms_norm(h.unflatten(-1, (4, 2)), (4, 2)).flatten(-2), "over the units themselves"),
         (lambda h: h - h.mean(-1, keepdim=True), "over the units themselves"),
+        (lambda h: torch.cat([h[:, 2:4], h[:, :6]], -1), "none of the units that it takes are left"),
         (lambda h: h + h.flip(-1), "has no rule for fewer units"),
         (lambda h: h.cumsum(-1), "has no rule for fewer units"),
         (lambda h: h.roll(1, -1), "has no rule for fewer units"),
     ],
-    ids=["softmax", "norm", "mean", "flip", "cumsum", "roll"],
+    ids=["softmax", "norm", "norm over two", "RMS norm over two", "mean", "slice", "flip", "cumsum", "roll"],
 )
 def test_what_mixes_units_is_refused(between: Callable[[Tensor], Tensor], reason: str) -> None:
     with pytest.raises(NarrowingError, match=reason):
