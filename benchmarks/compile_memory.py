@@ -67,7 +67,7 @@ def write_model(folder: Path, size: str) -> int:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     config = LlamaConfig(
-        **SIZES[size],  # type: ignore[arg-type]
+        **SIZES[size],
         max_position_embeddings=2048,
         dtype="bfloat16",
         architectures=["LlamaForCausalLM"],

@@ -189,7 +189,7 @@ def _manifest(folder: Path) -> dict[str, Any]:
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("artifacts", type=_named, nargs="+", metavar="NAME=ARTIFACT")
     parser.add_argument("--text", type=Path, required=True)

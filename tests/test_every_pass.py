@@ -79,7 +79,7 @@ class TestForm:
     def test_it_is_a_frozen_value_with_documented_options(self, name: str):
         cls = shipped()[name]
         assert dataclasses.is_dataclass(cls)
-        assert cls.__dataclass_params__.frozen  # type: ignore[attr-defined]
+        assert cls.__dataclass_params__.frozen
         undocumented = [option.name for option in options_of(cls) if not option.help]
         assert not undocumented
         assert cls() == cls(), "a pass runs without options"

@@ -146,5 +146,5 @@ def healing_context(
     folder: Path, minutes: float = 1.0, data: Dataset | None = None, step: float = 0.05, **options: object
 ) -> PassContext:
     """A context whose healing works in `folder`."""
-    plan = HealingPlan(HealingOptions(minutes, **options), folder, ticking(step))  # type: ignore[arg-type]
+    plan = HealingPlan(HealingOptions(minutes, **options), folder, ticking(step))
     return PassContext(Target("cpu"), data or token_data(), healing=plan)

@@ -27,7 +27,7 @@ def problem() -> tuple[dict[str, nn.Parameter], Callable[[int], tuple[float, int
 
     def gradient(step: int) -> tuple[float, int]:
         value = loss()
-        value.backward()  # type: ignore[no-untyped-call]
+        value.backward()
         return float(value.detach()), 7
 
     return parameters, gradient, lambda: float(loss().detach())

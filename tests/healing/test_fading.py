@@ -102,7 +102,7 @@ def test_what_is_judged_while_something_fades_ends_nothing(tmp_path: Path) -> No
         def gradient(step: int) -> tuple[float, int]:
             shares.append(descent.course.share_done)
             loss: Tensor = matrix.square().sum()
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             return float(loss.detach()), 1
 
         def judge() -> float:

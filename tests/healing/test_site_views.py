@@ -94,7 +94,7 @@ def test_activations_are_kept_once_in_half_precision(tmp_path: Path) -> None:
 def test_values_that_float16_cannot_hold_are_bfloat16(tmp_path: Path) -> None:
     program = tiny_program()
     program.set_weight("head.weight", program.weight("head.weight") * 1e6)
-    name = str(program.output_node().args[0][0])  # type: ignore[index]
+    name = str(program.output_node().args[0][0])
     ids = torch.randint(0, 48, (1, 7))
     store = Activations(tmp_path, program.graph_module, [name])
     store.capture(0, (ids,))

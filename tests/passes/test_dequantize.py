@@ -82,7 +82,7 @@ FORMS = {
 
 @pytest.mark.parametrize("form", FORMS)
 def test_layers_and_tables_become_floats(form: str) -> None:
-    program = small(**FORMS[form])  # type: ignore[arg-type]
+    program = small(**FORMS[form])
     after, result = dequantized(program)
     assert len(result.changed) == 3
     assert not any("regraft" in name for name in operators(after))
@@ -121,7 +121,7 @@ def test_a_second_run_finds_nothing() -> None:
 
 @pytest.mark.parametrize("form", ["dynamic", "4 bits in blocks"])
 def test_quantizing_anew_with_its_evidence(form: str) -> None:
-    program = small(**FORMS[form])  # type: ignore[arg-type]
+    program = small(**FORMS[form])
     bits = 4 if form == "dynamic" else 8
     after, before, records = Pipeline([Dequantize(), Quantize(bits=bits, activations="none")], context_of(program)).run(
         program

@@ -109,7 +109,7 @@ class OverTokens(Norm):
 
 
 class ReturnsTheMean(Norm):
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         mean = x.mean(-1, keepdim=True)
         difference = x - mean
         variance = difference.pow(2).mean(-1, keepdim=True)
@@ -117,7 +117,7 @@ class ReturnsTheMean(Norm):
 
 
 class ReturnsTheDifference(Norm):
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         difference = x - x.mean(-1, keepdim=True)
         variance = difference.pow(2).mean(-1, keepdim=True)
         return difference / torch.sqrt(variance + 1e-5) * self.weight + self.bias, difference

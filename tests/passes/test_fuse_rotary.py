@@ -140,7 +140,7 @@ class NeighboursOfGlm(Neighbours):
 
     def cos_sin(self, x: Tensor) -> tuple[Tensor, Tensor]:
         cos, sin = Rotary.cos_sin(self, x)
-        return tuple(one[..., : HEAD_DIM // 2].repeat_interleave(2, dim=-1) for one in (cos, sin))  # type: ignore[return-value]
+        return tuple(one[..., : HEAD_DIM // 2].repeat_interleave(2, dim=-1) for one in (cos, sin))
 
 
 class Products(Rotary):

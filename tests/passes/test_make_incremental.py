@@ -253,13 +253,13 @@ class NoAttention(OneLayer):
 
 
 class TwoOutputs(OneLayer):
-    def forward(self, input_ids: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+    def forward(self, input_ids: Tensor) -> tuple[Tensor, Tensor]:
         logits = super().forward(input_ids)
         return logits, logits.amax(-1)
 
 
 class Conditioned(OneLayer):
-    def forward(self, input_ids: Tensor, style: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(self, input_ids: Tensor, style: Tensor) -> Tensor:
         return super().forward(input_ids) * style[:, None, None]
 
 

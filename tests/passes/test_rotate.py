@@ -47,10 +47,10 @@ class Decoder(nn.Module):
                 norm.weight.data = torch.rand_like(norm.weight) + 0.5
 
     def stream(self, ids: Tensor) -> Tensor:
-        return self.block(self.embedding(ids))  # type: ignore[no-any-return]
+        return self.block(self.embedding(ids))
 
     def forward(self, ids: Tensor) -> Tensor:
-        return self.head(self.norm(self.stream(ids)))  # type: ignore[no-any-return]
+        return self.head(self.norm(self.stream(ids)))
 
 
 class Tied(Decoder):
@@ -77,7 +77,7 @@ class TwoTables(Decoder):
         self.positions = nn.Embedding(32, HIDDEN)
 
     def stream(self, ids: Tensor) -> Tensor:
-        return self.block(self.embedding(ids) + self.positions(torch.arange(ids.shape[1])))  # type: ignore[no-any-return]
+        return self.block(self.embedding(ids) + self.positions(torch.arange(ids.shape[1])))
 
 
 class ReadWithoutANorm(Decoder):
@@ -87,12 +87,12 @@ class ReadWithoutANorm(Decoder):
 
     def stream(self, ids: Tensor) -> Tensor:
         x = self.embedding(ids)
-        return self.block(x + self.also(x))  # type: ignore[no-any-return]
+        return self.block(x + self.also(x))
 
 
 class LastToken(Tied):
     def forward(self, ids: Tensor) -> Tensor:
-        return self.head(self.norm(self.stream(ids))[:, -1])  # type: ignore[no-any-return]
+        return self.head(self.norm(self.stream(ids))[:, -1])
 
 
 class StoredTransposed(Decoder):
@@ -200,7 +200,7 @@ class Attention(nn.Module):
         packed = self.qkv(x)
         query, key, values = self.split(packed[..., :12]), self.split(packed[..., 12:18]), self.split(packed[..., 18:])
         scores = (query @ self.for_all(key).transpose(2, 3) * 0.3).softmax(-1)
-        return self.out((scores @ self.for_all(values)).transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
+        return self.out((scores @ self.for_all(values)).transpose(1, 2).flatten(2))
 
     def for_all(self, x: Tensor) -> Tensor:
         batch, _, tokens, _ = x.shape
@@ -217,7 +217,7 @@ class Attending(nn.Module):
         self.embedding, self.attention_layer = nn.Embedding(VOCABULARY, HIDDEN), self.attention()
 
     def forward(self, ids: Tensor) -> Tensor:
-        return self.attention_layer(self.embedding(ids))  # type: ignore[no-any-return]
+        return self.attention_layer(self.embedding(ids))
 
 
 def test_heads_of_values_are_rotated_and_nothing_else_of_their_layer():
@@ -237,7 +237,7 @@ class KeysAreValues(Attention):
     def forward(self, x: Tensor) -> Tensor:
         heads = self.split(self.qkv(x)[..., :HIDDEN])
         scores = (heads @ heads.transpose(2, 3) * 0.3).softmax(-1)
-        return self.out((scores @ heads).transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
+        return self.out((scores @ heads).transpose(1, 2).flatten(2))
 
 
 class HeadsAveraged(Attention):
@@ -271,7 +271,7 @@ class NormBehindTheBlock(Decoder):
 
     def stream(self, ids: Tensor) -> Tensor:
         x = self.embedding(ids)
-        return x + self.behind(self.block.down(self.block.up(self.block.norm(x))))  # type: ignore[no-any-return]
+        return x + self.behind(self.block.down(self.block.up(self.block.norm(x))))
 
 
 class TakesTheMeanAway(Decoder):
@@ -283,23 +283,23 @@ class TakesTheMeanAway(Decoder):
 class ReadByAnActivation(Decoder):
     def stream(self, ids: Tensor) -> Tensor:
         x = super().stream(ids)
-        return x + self.block.down(torch.exp(x).sum(-1, keepdim=True) * self.block.up(x))  # type: ignore[no-any-return]
+        return x + self.block.down(torch.exp(x).sum(-1, keepdim=True) * self.block.up(x))
 
 
 class NormReadByAnActivation(Decoder):
     def forward(self, ids: Tensor) -> Tensor:
-        return self.head(torch.tanh(self.norm(self.stream(ids))))  # type: ignore[no-any-return]
+        return self.head(torch.tanh(self.norm(self.stream(ids))))
 
 
 class StreamReturned(Decoder):
-    def forward(self, ids: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+    def forward(self, ids: Tensor) -> tuple[Tensor, Tensor]:
         x = self.stream(ids)
         return self.head(self.norm(x)), x
 
 
 class NormReturned(Decoder):
     def forward(self, ids: Tensor) -> Tensor:
-        return self.norm(self.stream(ids))  # type: ignore[no-any-return]
+        return self.norm(self.stream(ids))
 
 
 class ActivationWrites(Decoder):
@@ -309,12 +309,12 @@ class ActivationWrites(Decoder):
 
 class SharedLayer(Decoder):
     def stream(self, ids: Tensor) -> Tensor:
-        return self.block(self.block(self.embedding(ids)))  # type: ignore[no-any-return]
+        return self.block(self.block(self.embedding(ids)))
 
 
 class NoTable(Decoder):
     def stream(self, ids: Tensor) -> Tensor:
-        return self.block.down(torch.tanh(ids[..., None].expand(-1, -1, INNER).float()))  # type: ignore[no-any-return]
+        return self.block.down(torch.tanh(ids[..., None].expand(-1, -1, INNER).float()))
 
 
 @pytest.mark.parametrize(
@@ -379,7 +379,7 @@ def test_planted_outliers_are_spread_and_rounding_gets_finer(tie: bool):
         def forward(self, ids: Tensor) -> Tensor:
             x = self.embedding(ids)
             x = x + self.down(torch.relu(self.up(self.norms[0](x))))
-            return self.head(self.norms[1](x))  # type: ignore[no-any-return]
+            return self.head(self.norms[1](x))
 
     program = canonical(Planted())
     after, _ = rewritten(Rotate(), program, tolerance=TOLERANCE)

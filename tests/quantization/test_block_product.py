@@ -19,7 +19,7 @@ def plain_product(x: Tensor, steps: Tensor, scales: Tensor) -> Tensor:
     for row_steps, row_scales in zip(steps, scales, strict=True):
         weights = [int(step) * scale for block, scale in zip(row_steps, row_scales, strict=True) for step in block]
         rows.append(sum(weights[i] * x[..., i] for i in range(x.shape[-1])))
-    return torch.stack(rows, -1)  # type: ignore[arg-type]
+    return torch.stack(rows, -1)
 
 
 @pytest.mark.parametrize("inputs", [8, 7])

@@ -84,10 +84,10 @@ def test_the_budget_goes_on_to_ranges_of_what_comes(layers: tuple[Program, Tenso
     program, _ = layers
     context = replace(context_of(program), max_drop=0.5)
     rung = next(iter(Quantize(activations="static").propose_all(find_sites(program, ("linear",)), program, context)))
-    notes = [rung.note]  # type: ignore[union-attr]
-    while rung.gentler is not None:  # type: ignore[union-attr]
-        rung = rung.gentler()  # type: ignore[union-attr, misc]
-        notes.append(rung.note)  # type: ignore[union-attr]
+    notes = [rung.note]
+    while rung.gentler is not None:
+        rung = rung.gentler()
+        notes.append(rung.note)
     assert [note.split(", ")[1].partition(" from")[0] if "," in note else note for note in notes] == [
         "int8 activations",
         "dynamic int8 activations",

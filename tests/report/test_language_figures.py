@@ -19,7 +19,7 @@ def terminal(document: dict[str, object]) -> str:
     console = Console(file=io.StringIO(), width=160)
     for part in compile_summary(document | {"artifact": "out"}):
         console.print(part)
-    return console.file.getvalue()  # type: ignore[attr-defined]
+    return console.file.getvalue()
 
 
 def test_the_terminal_shows_perplexity_and_divergence_of_language_models_alone() -> None:

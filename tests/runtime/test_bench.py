@@ -39,7 +39,7 @@ def test_against_an_onnx_file_and_an_artifact_and_a_callable(linear: Path, tmp_p
         threads_given.append(threads)
         return lambda inputs: time.sleep(0.004)
 
-    sleeper = Contender("sleeper", load)  # type: ignore[arg-type]
+    sleeper = Contender("sleeper", load)
     against = [contender(tmp_path / "other.onnx"), contender(linear), sleeper]
     report = bench(linear, BenchOptions({"batch": 32}, threads=1, **QUICK), against)
     assert [side.name for side in report.sides] == ["linear", "other.onnx", "linear", "sleeper"]

@@ -38,7 +38,7 @@ def engine(folder: Path) -> Iterator[Engine]:
 
 def greedy(count: int, **options: object) -> SamplingOptions:
     """The likeliest `count` tokens."""
-    return SamplingOptions(max_tokens=count, **options)  # type: ignore[arg-type]
+    return SamplingOptions(max_tokens=count, **options)
 
 
 def test_the_tokens_are_those_of_the_reference(engine: Engine) -> None:
@@ -148,7 +148,7 @@ def count_calls(engine: Engine) -> list[int]:
     """Grows by one with every call of the model: the number of its tokens."""
     calls: list[int] = []
     run = engine._decoder._run
-    engine._decoder._run = lambda first, tokens, kept: (calls.append(tokens.size), run(first, tokens, kept))[1]  # type: ignore[method-assign]
+    engine._decoder._run = lambda first, tokens, kept: (calls.append(tokens.size), run(first, tokens, kept))[1]
     return calls
 
 

@@ -235,7 +235,7 @@ def test_a_broken_cache_is_measured_again(program: Program, own_cache: Path) -> 
         ranking = chosen(Fade("auto-0.5"), program, context_of(program)).ranking
         assert ranking is not None
         assert ranking.reused == 0
-        assert ranking.costs == first.costs  # type: ignore[union-attr]
+        assert ranking.costs == first.costs
 
 
 def test_encoders_are_ranked_by_the_error_of_what_they_give(program: Program) -> None:

@@ -34,14 +34,14 @@ class _Window(nn.Module):
 
 
 class _WithPast(_Window):
-    def forward(  # type: ignore[override]
+    def forward(
         self, query: Tensor, key: Tensor, value: Tensor, past_key: Tensor, past_value: Tensor, length: Tensor
     ) -> tuple[Tensor, ...]:
         return super().forward(query, key, value, past_key, past_value, length)
 
 
 class _WithoutPast(_Window):
-    def forward(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
+    def forward(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, ...]:
         return super().forward(query, key, value)
 
 

@@ -63,7 +63,7 @@ def small_model(path: Path) -> Path:
     return path
 
 
-class Calibration(CalibrationDataReader):  # type: ignore[misc, unused-ignore]
+class Calibration(CalibrationDataReader):
     """Four batches of images."""
 
     def __init__(self) -> None:

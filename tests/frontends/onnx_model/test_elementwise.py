@@ -114,8 +114,8 @@ def test_gradients_pass():
     x = torch.tensor([[[-1.0, 2.0], [-4.0, 1.0], [3.0, -5.0]]])
     program.graph_module(x)[0].sum().backward()
     gradients = {name: weight.grad for name, weight in program.weights().items()}
-    assert gradients["slope"].flatten().tolist() == [-1.0, -4.0, 0.0]  # type: ignore[union-attr]
-    assert gradients["scale"].tolist() == [-0.5 - 1.0 + 3.0, 3.0]  # type: ignore[union-attr]
+    assert gradients["slope"].flatten().tolist() == [-1.0, -4.0, 0.0]
+    assert gradients["scale"].tolist() == [-0.5 - 1.0 + 3.0, 3.0]
 
 
 EARLY = {

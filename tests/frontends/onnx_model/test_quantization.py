@@ -36,7 +36,7 @@ def same_draws() -> None:
 
 
 def scale(value: float) -> Array:
-    return np.float32(value)  # type: ignore[return-value]
+    return np.float32(value)
 
 
 def model_of(nodes: list[onnx.NodeProto], inputs: dict[str, Array], stored: dict[str, Array], opset: int) -> bytes:
@@ -100,7 +100,7 @@ def test_operators_on_codes(op_type: str) -> None:
     stored = {name: one for name, one in STORED.items() if name in names}
     if op_type == "QLinearSoftmax":
         stored["zs"] = scale(1 / 256)
-        stored["zz"] = np.uint8(0)  # type: ignore[assignment]
+        stored["zz"] = np.uint8(0)
     node = helper.make_node(op_type, names, ["out"], domain=MICROSOFT, **attributes)
     ours, theirs = both([node], inputs, stored)
     assert int(np.abs(ours.astype(int) - theirs.astype(int)).max()) <= 1
@@ -117,7 +117,7 @@ def test_convolutions_of_codes(per_channel: bool) -> None:
     }  # fmt: skip
     names = [*PAIR, "w", "ws", "wz", *OUT, "b"]
     node = helper.make_node("QLinearConv", names, ["out"], pads=[1, 0, 1, 2], strides=[2, 1])
-    ours, theirs = both([node], {"x": X}, stored, opset=10)  # type: ignore[arg-type]
+    ours, theirs = both([node], {"x": X}, stored, opset=10)
     assert int(np.abs(ours.astype(int) - theirs.astype(int)).max()) <= 1
     assert float((ours != theirs).mean()) < 0.01
 
@@ -131,7 +131,7 @@ def test_gemm_of_codes(quantized_output: bool) -> None:
     names = [*PAIR, "w", "ws", "wz", "b", *(OUT if quantized_output else [])]
     stored = {name: one for name, one in stored.items() if name in names}
     node = helper.make_node("QGemm", names, ["out"], domain=MICROSOFT, transB=1, alpha=1.0)
-    ours, theirs = both([node], {"x": codes(5, 9)}, stored)  # type: ignore[arg-type]
+    ours, theirs = both([node], {"x": codes(5, 9)}, stored)
     rounding = 1e-6 * np.abs(theirs.astype(float)).max()  # of float sums, whose terms cancel in some places
     atol = 1 if quantized_output else rounding
     np.testing.assert_allclose(ours.astype(float), theirs.astype(float), rtol=1e-6, atol=atol)
@@ -223,9 +223,9 @@ def test_a_rounding_passes_gradients() -> None:
     ]
     stored = {"xs": scale(0.02), "xz": np.uint8(120), "shape": np.array([0, 1, 2])}
     x = GENERATOR.standard_normal((6, 2)).astype(np.float32)
-    ours, theirs = both(nodes, {"x": x}, stored)  # type: ignore[arg-type]
+    ours, theirs = both(nodes, {"x": x}, stored)
     np.testing.assert_array_equal(ours, theirs)
-    program = imported(model_of(nodes, {"x": x}, stored, 21))  # type: ignore[arg-type]
+    program = imported(model_of(nodes, {"x": x}, stored, 21))
     leaf = torch.from_numpy(x).requires_grad_()
     program.graph_module(leaf)[0].sum().backward()
     assert leaf.grad is not None
@@ -265,6 +265,6 @@ def test_refusals(node: onnx.NodeProto, message: str) -> None:
     stored = {
         "w": codes(7, 2, 16), "ws": scale(0.1), "wz": np.uint8(1), "order": np.arange(40)
     }  # fmt: skip
-    model = model_of([node], {"x": np.zeros((2, 40), np.float32)}, stored, 21)  # type: ignore[arg-type]
+    model = model_of([node], {"x": np.zeros((2, 40), np.float32)}, stored, 21)
     with pytest.raises(CompilerError, match=message):
         imported(model)

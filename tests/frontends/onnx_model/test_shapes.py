@@ -142,7 +142,7 @@ def test_padding_of_any_rank_and_width(mode: str, rank: int):
     widths = [5] + [0] * (rank - 1) + [7] + [0] * (rank - 2) + [1] * (rank > 1)
     pads = np.array(widths, dtype=np.int64)
     program = OneNode("Pad", [x, pads], {"mode": mode}, domain="", opset=19, stored=[1]).program()
-    expected = np.pad(x, list(zip(widths[:rank], widths[rank:], strict=True)), mode)  # type: ignore[call-overload]
+    expected = np.pad(x, list(zip(widths[:rank], widths[rank:], strict=True)), mode)
     np.testing.assert_array_equal(program.run(torch.from_numpy(x))[0].numpy(), expected)
 
 

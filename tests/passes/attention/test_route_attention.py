@@ -220,14 +220,14 @@ def test_pooling_is_mean_and_maximum() -> None:
 def test_ranking_sees_windows_not_routers(program: Program) -> None:
     sites = [site for site in find_sites(program, ("token-mixer",)) if isinstance(site, Site)]
     (proposal,) = RouteAttention(**OPTIONS).ranked_as.propose_all(sites, program, context_of())
-    assert proposal.note == "window of 16 and 2 sinks"  # type: ignore[union-attr]
+    assert proposal.note == "window of 16 and 2 sinks"
 
 
 def test_evidence_is_taken_of_what_is_routed(program: Program) -> None:
     _, before, records = Pipeline([RouteAttention(**OPTIONS)], context_of(), probes=PROBES).run(program)
     assert records[0].evidence.probes == before.probes
     assert records[0].evidence.fidelity is not None
-    assert records[0].evidence.fidelity.kl_divergence < 1e-3  # type: ignore[operator]
+    assert records[0].evidence.fidelity.kl_divergence < 1e-3
 
 
 def test_models_of_no_language_are_refused(program: Program) -> None:

@@ -95,7 +95,7 @@ def test_at_full_rank_of_its_inputs_every_form_keeps_its_numbers(form: str) -> N
 @pytest.mark.parametrize("kind", ["low-rank", "monarch", "block-dense", "block-shuffle"])
 def test_kinds_have_the_structures_of_their_passes(kind: str) -> None:
     program = program_of(Plain())
-    after, result = grafted(StructuredFeedForward(kind=kind, blocks=2), program)  # type: ignore[arg-type]
+    after, result = grafted(StructuredFeedForward(kind=kind, blocks=2), program)
     assert len(result.changed) == 1
     expected = {
         "low-rank": [(5, 16), (40, 5), (5, 40), (16, 5)],
@@ -163,5 +163,5 @@ def test_experts_are_refused() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(("model", "kind"), [("llama", "monarch"), ("bert", "low-rank"), ("vit", "block-dense")])
 def test_models_in_onnx_runtime(model: str, kind: str, tmp_path: Path) -> None:
-    graft = StructuredFeedForward(kind=kind, blocks=2)  # type: ignore[arg-type]
+    graft = StructuredFeedForward(kind=kind, blocks=2)
     assert len(assert_runs_in_onnx_runtime(graft, model, tmp_path).changed) == 2

@@ -82,7 +82,7 @@ def test_what_is_refused() -> None:
         build(BlockShuffle, {"blocks": "1"})
 
 
-def captured_uneven():  # type: ignore[no-untyped-def]
+def captured_uneven():
     return captured(nn.Sequential(nn.Linear(53, 64)).eval(), input=torch.randn(5, 53))
 
 

@@ -85,10 +85,10 @@ def test_whitened_is_the_optimum_for_the_inputs_it_was_shown() -> None:
 @pytest.mark.parametrize("method", ["fisher", "whitened-fisher"])
 def test_gradients_change_what_is_kept(method: str) -> None:
     program = two_layers()
-    by_gradients, _ = grafted(LowRank(method=method), program)  # type: ignore[arg-type]
+    by_gradients, _ = grafted(LowRank(method=method), program)
     assert 0 < error(by_gradients, program) < 1
     other = {"fisher": "plain", "whitened-fisher": "whitened"}[method]
-    without, _ = grafted(LowRank(method=other), program)  # type: ignore[arg-type]
+    without, _ = grafted(LowRank(method=other), program)
     name = "first.low_rank.second_factor.0"
     assert not torch.allclose(by_gradients.weights()[name], without.weights()[name], rtol=1e-2)
 
@@ -107,7 +107,7 @@ def test_energy_keeps_just_enough_of_the_squared_singular_values(energy: float) 
 @pytest.mark.parametrize("method", ["plain", "whitened"])
 def test_ranks_by_site_leave_as_many_numbers_in_all(allocation: str, method: str) -> None:
     program = two_layers()
-    graft = LowRank(ratio=0.6, allocation=allocation, method=method)  # type: ignore[arg-type]
+    graft = LowRank(ratio=0.6, allocation=allocation, method=method)
     after, result = grafted(graft, program)
     dense = 2 * 36 * 24
     stored = sum(rows * columns for rows, columns in products(after))

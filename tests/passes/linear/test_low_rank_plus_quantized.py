@@ -45,7 +45,7 @@ def test_the_graph_after() -> None:
 @pytest.mark.parametrize("bits", [2, 4])
 def test_it_is_nearer_than_codes_alone(bits: int) -> None:
     program = large()
-    both = error(grafted(LowRankPlusQuantized(bits=bits, weight_rank=4, group=16), program)[0], program)  # type: ignore[arg-type]
+    both = error(grafted(LowRankPlusQuantized(bits=bits, weight_rank=4, group=16), program)[0], program)
     alone = error(grafted(Quantize(bits=bits, group=16, activations="none"), program)[0], program)
     assert both < 0.7 * alone
 

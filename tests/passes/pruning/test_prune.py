@@ -36,7 +36,7 @@ def weights(program: Program) -> list[Tensor]:
 
 @pytest.mark.parametrize("method", ["magnitude", "wanda", "sparsegpt"])
 def test_half_of_the_weights_are_zero(method: str) -> None:
-    after, result = grafted(Prune(method=method), two_layers())  # type: ignore[arg-type]
+    after, result = grafted(Prune(method=method), two_layers())
     assert [float((one == 0).float().mean()) for one in weights(after)] == [0.5, 0.5]
     assert result.outcomes[0].note == f"50% zeros, {method}"
 
@@ -49,7 +49,7 @@ def test_two_of_four_in_a_row() -> None:
 
 def test_what_knows_more_of_the_data_moves_outputs_less() -> None:
     program = two_layers()
-    moved = [error(grafted(Prune(method=one), program)[0], program) for one in ("magnitude", "wanda", "sparsegpt")]  # type: ignore[arg-type]
+    moved = [error(grafted(Prune(method=one), program)[0], program) for one in ("magnitude", "wanda", "sparsegpt")]
     assert moved[2] < 0.7 * moved[1] < 0.7 * moved[0]
 
 

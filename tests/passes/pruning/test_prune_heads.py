@@ -70,7 +70,7 @@ def test_groups_go_with_their_queries(joined: bool, monkeypatch: pytest.MonkeyPa
 
 @pytest.mark.parametrize("saliency", ["magnitude", "activations"])
 def test_saliencies(saliency: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    graft = PruneHeads(ratio=0.34, saliency=saliency, refit=False)  # type: ignore[arg-type]
+    graft = PruneHeads(ratio=0.34, saliency=saliency, refit=False)
     assert_pruned_is_masked(graft, program_of(Grouped(joined=False)), heads, monkeypatch)
 
 

@@ -112,7 +112,7 @@ def test_influence_is_one_less_the_mean_cosine() -> None:
 )
 def test_what_is_left_is_the_model_without_the_layers(options: dict[str, str], left: tuple[int, ...]) -> None:
     _, program = stack()
-    after, result = grafted(PruneLayers(**options), program)  # type: ignore[arg-type]
+    after, result = grafted(PruneLayers(**options), program)
     assert_near(after.run(rows())[0], stack(*left)[1].run(rows())[0], 1e-6)
     assert set(result.changed) == {f"blocks.{index}" for index in range(4) if index not in left}
     said = [one.note for one in result.outcomes]

@@ -29,7 +29,7 @@ def test_a_quarter_of_the_neurons_is_gone_and_the_rest_is_the_masked_model(
     saliency: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     program = canonical("llama")
-    graft = PruneNeurons(saliency=saliency)  # type: ignore[arg-type]
+    graft = PruneNeurons(saliency=saliency)
     after, result = assert_pruned_is_masked(graft, program, neurons, monkeypatch)
     assert [shape for shape in products(after) if 36 in shape] == 2 * [(36, 32), (36, 32), (32, 36)]
     assert not [shape for shape in products(after) if 48 in shape]

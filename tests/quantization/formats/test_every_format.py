@@ -45,8 +45,8 @@ def test_name_file_and_class_are_one(name: str) -> None:
     assert cls.__name__ == "".join(part.capitalize() for part in name.split("-"))
     assert Path(inspect.getfile(cls)).stem == name.replace("-", "_")
     assert cls.gentler is None or cls.gentler in FORMATS
-    assert "Source:" in (inspect.getmodule(cls).__doc__ or "")  # type: ignore[union-attr]
-    assert "Kernel:" in (inspect.getmodule(cls).__doc__ or "")  # type: ignore[union-attr]
+    assert "Source:" in (inspect.getmodule(cls).__doc__ or "")
+    assert "Kernel:" in (inspect.getmodule(cls).__doc__ or "")
 
 
 def test_codes_take_as_many_bits_as_they_should(form: WeightFormat) -> None:
