@@ -21,7 +21,7 @@ UNITS: dict[str, dict[str, float]] = {
     "latency": {"ms": 1e-3, "s": 1.0},
 }
 """By quantity, what a unit is of bytes or of seconds."""
-NUMBER = re.compile(r"(\d+(?:\.\d*)?|\.\d+)([A-Za-z]*)")
+NUMBER = re.compile(r"([0-9]+(?:\.[0-9]*)?|\.[0-9]+)([A-Za-z]*)")
 HINT = "Write --budget size=0.35, size=20MB, flops=0.5, latency=0.6 or latency=8ms."
 
 
@@ -45,7 +45,9 @@ class Limit:
             units = " or ".join(UNITS[quantity])
             raise ValueError(f"{value!r} is no share from 0 to 1" + (f" and no number of {units}" if units else ""))
         amount = float(read[1])
-        if amount <= 0 or (not read[2] and amount > 1):
+        if read[2] and amount <= 0:
+            raise ValueError(f"{text}: an amount is above 0")
+        if not read[2] and not 0 < amount <= 1:
             raise ValueError(f"{text}: a share is above 0 and at most 1")
         return cls(quantity, amount, read[2])
 

@@ -119,31 +119,26 @@ class _Search:
         whole = [self._whole.amount(limit.quantity) for limit in self._limits]
         allowed = [limit.of(amount) for limit, amount in zip(self._limits, whole, strict=True)]
         room = list(allowed)
-        best: tuple[list[Candidate], dict[Key, Replacement | Refusal], list[float]] | None = None
         for turn in range(1, MOST_ROUNDS + 1):
             try:
-                chosen = self._allocated(room)
+                chosen = self._allocated(room) if turn == 1 else self._nearest(room)
             except OutOfReachError as error:
-                if best is None:
+                if turn == 1:
                     raise self._too_little(error, whole) from None
                 break
             pairs = [(one.place, one.choice) for one in chosen if one.choice is not None]
             made = _proposals(pairs, self._program, self._context)
             self._context.progress(f"budget: lowering the mix on trial, {turn} of {MOST_ROUNDS} at most")
             uses = self._whole.of_mix(made, [limit.quantity for limit in self._limits])
-            best = chosen, made, uses
-            over = [max(0.0, use - most) for use, most in zip(uses, allowed, strict=True)]
-            noise = [NOISE if limit.quantity == "latency" else 0.0 for limit in self._limits]
-            if all(more <= part * most for more, part, most in zip(over, noise, allowed, strict=True)):
-                break
-            room = [left - more for left, more in zip(room, over, strict=True)]
-        assert best is not None
-        chosen, made, uses = best
-        limits = tuple(
-            LimitRecord(limit.quantity, str(limit), w, a, self._expected(chosen, limit), use)
-            for limit, w, a, use in zip(self._limits, whole, allowed, uses, strict=True)
-        )
-        return ChosenMix(made), self._record(chosen, limits, allowed)
+            rows = tuple(
+                LimitRecord(limit.quantity, str(limit), w, a, self._expected(chosen, limit), use)
+                for limit, w, a, use in zip(self._limits, whole, allowed, uses, strict=True)
+            )
+            if all(map(_held, rows)):
+                return ChosenMix(made), self._record(chosen, rows, allowed)
+            unchanged = [self._whole.unchanged(limit.quantity) for limit in self._limits]
+            room = [_room(*one) for one in zip(room, rows, unchanged, strict=True)]
+        raise self._not_held(rows)
 
     def _allocated(self, allowed: Sequence[float]) -> list[Candidate]:
         """One candidate for each part, or for several, at least cost."""
@@ -153,6 +148,15 @@ class _Search:
         ]
         room = [most - self._rest(limit) for most, limit in zip(allowed, self._limits, strict=True)]
         return [candidates[index] for index in allocate(offers, self._part_count, room)]
+
+    def _nearest(self, allowed: Sequence[float]) -> list[Candidate]:
+        """As `_allocated`, or where that is out of reach the least that is in reach."""
+        try:
+            return self._allocated(allowed)
+        except OutOfReachError as error:
+            reach = zip(allowed, self._limits, error.least, strict=True)
+            least = (a if found is None else self._rest(limit) + found * (1 + 1e-6) for a, limit, found in reach)
+            return self._allocated([max(a, one) for a, one in zip(allowed, least, strict=True)])
 
     def _rest(self, limit: Limit) -> float:
         """What is used outside of all places."""
@@ -173,6 +177,13 @@ class _Search:
         reached = f"the smallest is {' or '.join(told)}{beside}" if told else "not even one of them can be held"
         hint = "Allow more, or more grafts: those of a plugin, or all by naming none in --passes."
         return CompilerError(DOING, f"no choice of stand-ins reaches {asked}: {reached}", hint)
+
+    def _not_held(self, rows: Sequence[LimitRecord]) -> CompilerError:
+        reached = [limit.share(row.measured, row.whole) for limit, row in zip(self._limits, rows, strict=True)]
+        told = " and ".join(f"{limit.quantity}={one}" for limit, one in zip(self._limits, reached, strict=True))
+        asked = " and ".join(map(str, self._limits))
+        hint = "Allow more, or more grafts. What was measured is kept: another --budget takes little time."
+        return CompilerError(DOING, f"no mix was found that keeps to {asked}: the last, lowered, has {told}", hint)
 
     def _record(self, chosen: Sequence[Candidate], limits: tuple[LimitRecord, ...], allowed: list[float]) -> MixRecord:
         from compiler.selection.site_meter import error_name
@@ -215,6 +226,23 @@ class _Search:
             amount = least * (1 + 1e-6) * (whole / least) ** (step / (FRONTIER_POINTS - 1))
             chosen = self._allocated([amount, *others])
             yield FrontierPoint(self._expected(chosen, limit), sum(one.cost for one in chosen))
+
+
+def _held(row: LimitRecord) -> bool:
+    """Whether a limit is kept to, as far as that can be measured."""
+    noise = NOISE if row.quantity == "latency" else 0.0
+    return row.measured <= row.allowed * (1 + noise)
+
+
+def _room(room: float, row: LimitRecord, unchanged: float) -> float:
+    """What is allowed of the sum after a mix that was lowered: less, where it was over its limit, by as much or by what
+    it takes if of every saving that is expected only that part comes true which did here.
+    """
+    if _held(row):
+        return room
+    expected, saved = unchanged - row.expected, unchanged - row.measured
+    scaled = unchanged - (unchanged - row.allowed) * expected / saved if saved > 0 else room
+    return min(scaled, room - (row.measured - row.allowed))
 
 
 def _use(one: Candidate, limit: Limit) -> float:

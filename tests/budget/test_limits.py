@@ -30,6 +30,8 @@ def test_amounts_are_told_in_the_words_of_the_limit() -> None:
         ("size", "'size' is none of"),
         ("size=1.5", "size=1.5: a share is above 0 and at most 1"),
         ("size=0", "size=0: a share is above 0 and at most 1"),
+        ("latency=0ms", "latency=0ms: an amount is above 0"),
+        ("size=\u0663MB", "is no share from 0 to 1 and no number of kB or MB or GB"),
         ("size=20Mb", "'20Mb' is no share from 0 to 1 and no number of kB or MB or GB"),
         ("flops=3MB", "'3MB' is no share from 0 to 1"),
     ],

@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from compiler.budget.mix import BudgetedMix
 from compiler.budget.passes import with_budget
 from compiler.budget.places import Choice, find_places
 from compiler.budget.record import MixRecord
+from compiler.budget.whole_model import WholeModel
 from compiler.errors import CompilerError
 from compiler.evidence.cost import float32_bytes
 from compiler.grafting import apply_graft
@@ -167,6 +169,32 @@ def test_what_cannot_be_reached_names_the_smallest_that_can() -> None:
         BudgetedMix(limits=("size=0.01",)).planned(program(), context())
     assert "no choice of stand-ins reaches size=0.01: the smallest is size=0." in caught.value.problem
     assert "\n" not in caught.value.problem
+
+
+def saving_only(part: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a mix that is lowered save only so much of what it really does."""
+    true_uses = WholeModel.of_mix
+
+    def uses(whole: WholeModel, made: Any, quantities: Sequence[str]) -> list[float]:
+        found = zip(quantities, true_uses(whole, made, quantities), strict=True)
+        return [whole.unchanged(one) - part * (whole.unchanged(one) - use) for one, use in found]
+
+    monkeypatch.setattr(WholeModel, "of_mix", uses)
+
+
+def test_a_mix_that_saves_less_than_expected_is_chosen_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    saving_only(0.85, monkeypatch)
+    record = BudgetedMix(limits=("size=0.4",)).planned(program(), context())[1]
+    assert record is not None
+    assert record.limits[0].measured <= record.limits[0].allowed
+    assert record.limits[0].expected < 0.9 * record.limits[0].allowed
+
+
+def test_a_limit_that_no_mix_holds_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    saving_only(0.3, monkeypatch)
+    with pytest.raises(CompilerError) as caught:
+        BudgetedMix(limits=("size=0.4",)).planned(program(), context())
+    assert "no mix was found that keeps to size=0.4: the last, lowered, has size=0." in caught.value.problem
 
 
 def test_a_plugin_of_one_file_changes_the_mix(tmp_path: Path) -> None:
