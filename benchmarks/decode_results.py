@@ -59,6 +59,7 @@ def _rows(record: dict[str, Any], sides: dict[str, Any]) -> Iterator[list[str]]:
 
 
 def _speed(rates: list[float], first: list[float]) -> str:
-    lower, median, upper = statistics.quantiles(rates, n=4, method="inclusive")
+    middle = statistics.median(rates)
+    lower, median, upper = statistics.quantiles(rates, n=4, method="inclusive") if len(rates) > 1 else [middle] * 3
     ratio = statistics.median(one / other for one, other in zip(first, rates, strict=True))
     return f"{median:.1f} ({lower:.1f} to {upper:.1f}) [{ratio:.2f}x]"
