@@ -11,6 +11,7 @@ from compiler.backends.onnx_runtime.graph_passes.dead_nodes import remove_dead_n
 from compiler.backends.onnx_runtime.graph_passes.gathered_tables import store_tables_for_gather
 from compiler.backends.onnx_runtime.graph_passes.hard_sigmoid import write_hard_sigmoids
 from compiler.backends.onnx_runtime.graph_passes.leading_items import sort_leading_items_only
+from compiler.backends.onnx_runtime.graph_passes.offset_products import write_offset_products
 from compiler.backends.onnx_runtime.graph_passes.packed_projections import pack_projections
 from compiler.backends.onnx_runtime.graph_passes.residual_sum import write_residuals_as_sum
 
@@ -19,6 +20,7 @@ GRAPH_PASSES: tuple[Callable[[ir.Graph], int], ...] = (
     pack_projections,
     store_tables_for_gather,
     write_residuals_as_sum,
+    write_offset_products,
     write_hard_sigmoids,
     sort_leading_items_only,
     remove_dead_nodes,

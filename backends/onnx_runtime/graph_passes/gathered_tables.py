@@ -15,6 +15,8 @@ import math
 import numpy as np
 import onnx_ir as ir
 
+from compiler.backends.onnx_runtime.graph_passes.stored_weights import register
+
 TABLE = {"GatherBlockQuantized": 0, "MatMulNBits": 1}
 """Which input of an operator the table is."""
 
@@ -44,7 +46,7 @@ def _store(table: ir.Value, graph: ir.Graph) -> bool:
     for reshape in reshapes:
         reshape.outputs[0].replace_all_uses_with(table)
     graph.remove(reshapes, safe=True)
-    shape = _constant(graph, f"{table.name}.packed_shape", np.array(packed.numpy(), np.int64))
+    shape = register(graph, f"{table.name}.packed_shape", np.array(packed.numpy(), np.int64))
     view = ir.Value(name=f"{table.name}.packed", shape=packed, type=ir.TensorType(tensor.dtype))
     graph.insert_before(products[0], ir.Node("", "Reshape", [table, shape], outputs=[view], name=view.name))
     for product in products:
@@ -54,10 +56,3 @@ def _store(table: ir.Value, graph: ir.Graph) -> bool:
 
 def _reads_table(node: ir.Node, op_type: str, index: int) -> bool:
     return node.op_type == op_type and index == TABLE[op_type]
-
-
-def _constant(graph: ir.Graph, name: str, array: np.ndarray[tuple[int], np.dtype[np.int64]]) -> ir.Value:
-    tensor = ir.Tensor(array, name=name)
-    value = ir.Value(name=name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
-    graph.register_initializer(value)
-    return value

@@ -11,10 +11,7 @@ from compiler.backends.onnx_runtime.graph_writer import MICROSOFT, GraphWriter
 from compiler.backends.onnx_runtime.translations import translates
 from compiler.backends.onnx_runtime.translations.shapes import shape_of
 from compiler.errors import CompilerError
-from compiler.patterns import is_weight, value
-
-HALF_ROUNDING = 1e-6
-"""A minimum that was float16 comes back from its zero point with float32's rounding."""
+from compiler.patterns import is_weight
 
 
 @translates("regraft.dynamic_quantized_linear.default")
@@ -55,17 +52,12 @@ def quantized_linear(
     accuracy_level: int,
 ) -> ir.Value:
     """x [..., in], weight uint8 [out, blocks, block_size * bits / 8]: weights only, in blocks."""
-    between_codes = (
-        zero_points is not None
-        and all(map(is_weight, (zero_points, scales)))
-        and value(zero_points).is_floating_point()
-    )
-    product = w.emit(
+    return w.emit(
         "MatMulNBits",
         w.value(x),
         w.value(weight),
         _held_in_half(w, scales),
-        w.value(zero_points) if zero_points is not None and not between_codes else None,
+        w.value(zero_points) if zero_points is not None else None,
         None,
         w.value(bias) if bias is not None else None,
         domain=MICROSOFT,
@@ -75,45 +67,6 @@ def quantized_linear(
         block_size=block_size,
         accuracy_level=accuracy_level,
     )
-    if not between_codes:
-        return product
-    assert zero_points is not None
-    return w.emit("Add", product, _sums_times_offsets(w, x, scales, zero_points, bits, block_size))
-
-
-def _sums_times_offsets(
-    w: GraphWriter, x: fx.Node, scales: fx.Node, zero_points: fx.Node, bits: int, block_size: int
-) -> ir.Value:
-    """What zero points between the codes add to a product with the middle code as zero point.
-
-    x @ ((q - z) s).T = x @ ((q - middle) s).T + sums(x) @ ((middle - z) s).T with sums [..., blocks] over each block.
-    MatMulNBits takes zero points in float too, at a third of the speed.
-    """
-    shape = shape_of(x)
-    blocks = int(shape_of(scales)[1])
-    missing = blocks * block_size - int(shape[-1])
-
-    def sums() -> ir.Value:
-        padding = w.constant([0] * (2 * len(shape) - 1) + [missing], np.int64)
-        padded = w.emit("Pad", w.value(x), padding) if missing else w.value(x)
-        split = w.emit("Reshape", padded, w.constant([0] * (len(shape) - 1) + [blocks, block_size], np.int64))
-        return w.emit("ReduceSum", split, w.constant([-1], np.int64), keepdims=0)
-
-    return w.emit("MatMul", w.shared(("sums of blocks", x, block_size), sums), _offsets(w, scales, zero_points, bits))
-
-
-def _offsets(w: GraphWriter, scales: fx.Node, zero_points: fx.Node, bits: int) -> ir.Value:
-    """(middle - z) s as [blocks, out]; from -z s, the least weight of a block, where that is stored in half the bytes.
-    ONNX Runtime computes it once, when it opens the file.
-    """
-    stored, middle = w.program.weight(scales).detach(), float(2 ** (bits - 1))
-    least = -w.program.weight(zero_points).detach() * stored
-    halves = least.half()
-    if not torch.allclose(halves.float(), least, rtol=HALF_ROUNDING, atol=0.0):
-        return w.weight(zero_points, lambda points: ((middle - points) * stored.to(points.device)).T, "offsets")
-    minima = w.initializer(f"{zero_points.target}.minima", ir.Tensor(halves.numpy()))
-    scaled = w.emit("Mul", _held_in_half(w, scales), w.constant(middle, np.float32))
-    return w.emit("Transpose", w.emit("Add", scaled, w.cast(minima, torch.float32)), perm=[1, 0])
 
 
 def _held_in_half(w: GraphWriter, scales: fx.Node) -> ir.Value:
