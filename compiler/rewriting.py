@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from compiler.selection.ranking import SiteRanking
     from compiler.target import Target
 
-BUDGETED_KINDS = ("linear", "embedding", "convolution", "feed-forward")
+BUDGETED_KINDS = ("linear", "embedding", "convolution", "feed-forward", "convolution-chain")
 """Kinds of site for which grafts offer candidates to a budget unless they say otherwise."""
 
 

@@ -190,15 +190,15 @@ class Quantize(ChoosesLayers, Graft):
 
     @classmethod
     def candidates(cls, kind: str) -> Iterable[Graft]:
-        """Bits and blocks. For tables, those of the product that may share one too."""
+        """Bits, blocks and kinds of activations. For tables, those of the product that may share one too."""
         if kind == "linear":
-            yield cls()
+            yield from (cls(), cls(activations="static"))
             yield from (cls(bits=bits, group=group, activations="none") for bits, group in CANDIDATE_BLOCKS)
         elif kind == "embedding":
             yield from (cls(embeddings=8), cls(embeddings=6))
             yield from (cls(embeddings=4, group=group) for group in (32, 64, 128))
         elif kind == "convolution":
-            yield cls()
+            yield from (cls(), cls(activations="static"))
 
     def _left_out(self, site: Site) -> str | None:
         if self.sites and not any(fnmatchcase(site.name, wanted) for wanted in self.sites):

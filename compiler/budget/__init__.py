@@ -3,7 +3,8 @@
 limits.py       what --budget says
 places.py       what is replaced as one, and what grafts offer for it
 stand_alone.py  a stand-in lowered alone: the bytes of its payload, its FLOPs, its seconds
-measuring.py    what each candidate costs the outputs, on calibration data
+judging.py      what a stand-in at one site is expected to cost the outputs
+measuring.py    what each candidate of each place costs, on calibration data
 allocation.py   which candidate for which place: an integer program
 mix.py          the graft that puts the chosen stand-ins in
 """

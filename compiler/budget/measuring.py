@@ -19,9 +19,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
+from compiler.budget.judging import CONVOLVING, Judge
 from compiler.budget.kept_costs import Entry, KeptCosts, costs_digest
 from compiler.budget.places import Choice, Place
 from compiler.budget.site_copies import SiteCopies
@@ -37,8 +37,6 @@ if TYPE_CHECKING:
     from compiler.program import Program
     from compiler.rewriting import PassContext
 
-MOST_ROWS = 1024
-"""Rows of a site's output that an error is taken over."""
 SAMPLED_PLACES = 8
 """Places of each kind where candidates are also measured by what the outputs say."""
 TRIED_PLACES = 6
@@ -157,9 +155,9 @@ class Measuring:
             key=lambda one: (position[one[0].output], not one[1].is_part),
         )
         sites = [site for site, _ in order]
-        walk = UndisturbedWalk(self.program, context.data, {site.output: site.inputs for site in sites})
+        walk = UndisturbedWalk(self.program, context.data, self._read_at(order))
         context.progress("budget: how much the outputs mind each site")
-        dims = {site.output: 1 for site in sites if site.kind == "convolution"}
+        dims = {site.output: 1 for site in sites if site.kind in CONVOLVING}
         power = gradient_power(self.program, {site.output for site in sites}, context.data, context.seed, dims)
         meter = SiteMeter(self.program, context, sites, [], 0) if context.data.ranking else None
         sampled = self._sampled()
@@ -169,7 +167,7 @@ class Measuring:
             if site is place.sites[0]:
                 waiting[place.name] = list(self._proposed(place, walk))
             if waiting[place.name]:
-                judge = _Judge(self, walk, site, power)
+                judge = Judge(walk, site, self.copies.of(site), power)
                 for one in waiting[place.name]:
                     module = one.proposals[place.sites.index(site)].module.eval()
                     one.cost += judge.cost(module)
@@ -180,17 +178,28 @@ class Measuring:
                     self._keep(place, one)
             release_memory(self.program.weights().values())
 
+    def _read_at(self, order: Sequence[tuple[Site, Place]]) -> dict[fx.Node, list[fx.Node]]:
+        """What has to be known at the output of each site: what it reads, and what the layers inside a block read."""
+        read: dict[fx.Node, list[fx.Node]] = {}
+        parts = {part: place for place in self.places if place.is_part for part in place.covers}
+        for site, place in order:
+            inside = [one for part in place.covers for one in parts[part].sites]
+            read.setdefault(site.output, []).extend(node for one in (site, *inside) for node in one.inputs)
+        return read
+
     def _proposed(self, place: Place, walk: CalibrationWalk) -> Iterator[_Waiting]:
         """Stand-ins for a place by all choices that have not been measured there and are worth it."""
         wanted = self._wanted(place)
         together = replace(self.context, max_drop=None, healing=None, walk=walk if len(place.sites) == 1 else None)
-        if place.kind == "linear" and len(place.sites) == 1 and wanted:
-            walk.statistics(place.sites[0])  # once, before threads ask for it
+        if len(place.sites) == 1 and wanted:
+            walk.inputs(place.sites[0])  # once, before threads ask for it
+            if place.kind == "linear":
+                walk.statistics(place.sites[0])
 
         def propose(choice: Choice) -> list[Replacement | Refusal]:
             return list(choice.graft.propose_all(place.sites, self.program, together))
 
-        threads = 1 if place.kind == "feed-forward" else min(2, os.cpu_count() or 1)
+        threads = 1 if not place.is_part else min(2, os.cpu_count() or 1)
         with ThreadPoolExecutor(threads) as pool:
             for choice, made in zip(wanted, pool.map(propose, wanted), strict=True):
                 refusals = [one for one in made if isinstance(one, Refusal)]
@@ -257,56 +266,6 @@ class Measuring:
         return {key: math.exp(min(usual + limit, max(usual - limit, one))) for key, one in means.items()}, math.exp(
             usual
         )
-
-
-class _Judge:
-    """Errors in what one site gives, on some rows of calibration data."""
-
-    def __init__(
-        self, measuring: Measuring, walk: CalibrationWalk, site: Site, power: Mapping[fx.Node, Tensor]
-    ) -> None:
-        data = measuring.context.data
-        self._dim = 1 if site.kind == "convolution" else -1
-        self._power = power.get(site.output)
-        self._blind = not power
-        self._rows: list[tuple[tuple[Tensor, ...], Tensor, Tensor | None]] = []
-        copy, left = measuring.copies.of(site), MOST_ROWS
-        with torch.no_grad():
-            for inputs, batch in zip(walk.inputs(site), data.calibration, strict=True):
-                if left <= 0:
-                    break
-                samples = _samples(inputs, left)
-                expected = copy(*samples)[0]
-                cut = tuple(one[: len(expected)] if one.dim() else one for one in batch)
-                self._rows.append((samples, expected, data.row_mask(cut, expected)))
-                left -= expected.numel() // max(1, expected.shape[self._dim])
-
-    @torch.no_grad()
-    def cost(self, module: nn.Module) -> float:
-        """What `module` in place of the site is expected to add to the divergence of the outputs."""
-        total: Tensor | float = 0.0
-        count = 0
-        for inputs, expected, mask in self._rows:
-            squares = (module(*inputs) - expected).double().square().movedim(self._dim, -1)
-            rows = squares.flatten(0, -2) if mask is None else squares[mask]
-            total = total + rows.sum(0)
-            count += len(rows)
-        if isinstance(total, float):
-            return 0.0
-        mean = total / max(count, 1)
-        if self._blind:
-            return 0.5 * float(mean.sum())
-        return 0.0 if self._power is None else 0.5 * float(torch.dot(mean, self._power.double()))
-
-
-def _samples(inputs: tuple[Tensor, ...], rows: int) -> tuple[Tensor, ...]:
-    """The first samples of a batch, as few as have so many rows; all, where inputs do not agree on what a sample is."""
-    leading = {len(one) if one.dim() else 0 for one in inputs}
-    if len(leading) != 1 or 0 in leading:
-        return inputs
-    (count,) = leading
-    largest = max(one[0].numel() // max(1, one.shape[-1]) if one.dim() > 1 else 1 for one in inputs)
-    return tuple(one[: min(count, max(1, -(-rows // max(1, largest))))] for one in inputs)
 
 
 def _is_better(one: Entry, other: Entry) -> bool:

@@ -1,8 +1,8 @@
 """What is replaced as one, and what grafts offer for it.
 
 A part is one site with its weight, or the sites that share one: a tied table and head are replaced together. A place is
-what a candidate stands in for: a part, or a feed-forward block, which covers the parts inside it. Where a candidate
-stands in for a block, nothing else does for its layers.
+what a candidate stands in for: a part, or a block, which covers the parts inside it: a feed-forward block, or
+convolutions one behind the other. Where a candidate stands in for a block, nothing else does for its layers.
 """
 
 from __future__ import annotations
@@ -13,11 +13,13 @@ from typing import TYPE_CHECKING
 
 from compiler.rewriting import BUDGETED_KINDS, Graft, option_values
 from compiler.sites import Site, find_sites
+from compiler.sites.convolution import match_convolution
 
 if TYPE_CHECKING:
     from compiler.program import Program
 
-BLOCK = "feed-forward"
+FEED_FORWARD, CHAIN = "feed-forward", "convolution-chain"
+BLOCKS = (FEED_FORWARD, CHAIN)
 ROLES = ("gate", "up", "down")
 
 
@@ -50,20 +52,24 @@ class Place:
 def find_places(program: Program) -> list[Place]:
     """Parts in graph order, then the blocks of parts."""
     found = [one for one in find_sites(program, BUDGETED_KINDS) if isinstance(one, Site)]
-    blocks = [site for site in found if site.kind == BLOCK]
+    blocks = [site for site in found if site.kind in BLOCKS]
     by_weight: dict[int, list[Site]] = {}
     for site in found:
-        if site.kind != BLOCK:
+        if site.kind not in BLOCKS:
             by_weight.setdefault(id(program.weight(site.bindings["weight"])), []).append(site)
     parts = list(by_weight.values())
     inside = [_inside(block, parts) for block in blocks]
-    experts = [[block] for block, covered in zip(blocks, inside, strict=True) if not covered]
+    pairs = list(zip(blocks, inside, strict=True))
+    experts = [[block] for block, covered in pairs if block.kind == FEED_FORWARD and not covered]
     places = [Place(tuple(group), (index,)) for index, group in enumerate([*parts, *experts])]
-    return places + [
-        Place((block,), covered)
-        for block, covered in zip(blocks, inside, strict=True)
-        if covered and len(covered) == len({block.bindings[role] for role in ROLES} - {None})
-    ]
+    return places + [Place((block,), covered) for block, covered in pairs if covered and len(covered) == _size(block)]
+
+
+def _size(block: Site) -> int:
+    """How many weights a block has."""
+    if block.kind == CHAIN:
+        return sum(isinstance(match_convolution(node), Site) for node in block.nodes)
+    return len({block.bindings[role] for role in ROLES} - {None})
 
 
 def _inside(block: Site, parts: Sequence[Sequence[Site]]) -> tuple[int, ...]:

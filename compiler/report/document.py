@@ -90,7 +90,7 @@ def report_document(result: CompileResult) -> dict[str, Any]:
         "recipe": result.recipe.text(),
         "seconds": result.seconds,
         "peak_memory_bytes": result.peak_memory_bytes,
-        "notes": [*result.program.notes, *result.lowered.notes, *_carried_note(result), *_budget_notes(result)],
+        "notes": [*result.program.notes, *result.lowered.notes, *_carried_note(result), *budget_notes(result)],
     }
     plain: dict[str, Any] = _plain(document)
     return plain
@@ -128,15 +128,23 @@ def _carried_note(result: CompileResult) -> tuple[str, ...]:
     return ("rewrites before the last were checked to be exact: their scores are those before them, not taken anew",)
 
 
-def _budget_notes(result: CompileResult) -> list[str]:
-    """Sizes that are over their limit after all: --max-drop gives sites back whatever that takes."""
-    limits = [limit for record in result.records if record.result.mix for limit in record.result.mix.limits]
-    return [
-        f"{limit.text} is not held: --max-drop gave back too much, and the payload has {result.payload_bytes:,} bytes "
-        f"of the {limit.allowed:,.0f} allowed"
-        for limit in limits
-        if limit.quantity == "size" and result.payload_bytes > limit.allowed
-    ]
+def budget_notes(result: CompileResult) -> list[str]:
+    """Limits that are no longer held, or no longer measured: --max-drop gives sites back whatever that takes."""
+    notes = []
+    for record in result.records:
+        given_back = sum(outcome.state in ("returned", "softened") for outcome in record.result.outcomes)
+        for limit in () if record.result.mix is None else record.result.mix.limits:
+            if limit.quantity == "size" and result.payload_bytes > limit.allowed:
+                back = "--max-drop gave back too much" if given_back else "what comes after it added to it"
+                notes.append(
+                    f"{limit.text} is not held: {back}, and the payload has {result.payload_bytes:,} bytes "
+                    f"of the {limit.allowed:,.0f} allowed"
+                )
+            elif limit.quantity != "size" and given_back:
+                notes.append(
+                    f"{limit.text} was held before --max-drop gave back {given_back} sites, and may not be now"
+                )
+    return notes
 
 
 def _pass_document(record: PassRecord) -> dict[str, Any]:

@@ -53,7 +53,7 @@ def match_convolution_chain(node: fx.Node) -> Site | Refusal | None:
     shared = shared_path([layer.name for layer in layers])
     return Site(
         kind=KIND,
-        name=shared or last.name,
+        name=shared or f"{layers[0].name}..{last.name}",
         nodes=in_graph_order(nodes),
         inputs=layers[0].inputs,
         output=node,

@@ -31,6 +31,8 @@ from compiler.sites import Site
 
 OFFERED = (0.9, 0.75, 0.5)
 """Parts of the neurons that are left, where a budget chooses."""
+MULTIPLES = {"feed-forward": 32, "convolution-chain": 16}
+"""Of what is left, by kind of site: whole blocks of quantized weights, and of channels as kernels lay them out."""
 
 
 @dataclass(frozen=True)
@@ -44,8 +46,8 @@ class PruneNeurons(UnitGraft):
 
     @classmethod
     def candidates(cls, kind: str) -> Iterable[Graft]:
-        """Three widths of feed-forward blocks, in whole blocks of quantized weights."""
-        return tuple(cls(ratio=ratio, multiple=32) for ratio in OFFERED) if kind == "feed-forward" else ()
+        """Three widths of each kind of site."""
+        return tuple(cls(ratio=ratio, multiple=MULTIPLES[kind]) for ratio in OFFERED) if kind in MULTIPLES else ()
 
     def groups(self, site: Site, layers: Mapping[fx.Node, Site]) -> list[UnitGroup] | str:
         """One group for a feed-forward block, one between two convolutions each."""

@@ -123,12 +123,13 @@ def test_channels_go_with_what_each_has_alone(monkeypatch: pytest.MonkeyPatch, t
     assert len(result.changed) == 1
 
 
-def test_what_a_budget_is_offered() -> None:
-    assert [one.ratio for one in PruneNeurons.candidates("feed-forward") if isinstance(one, PruneNeurons)] == [
-        0.9,
-        0.75,
-        0.5,
-    ]
+@pytest.mark.parametrize(("kind", "multiple"), [("feed-forward", 32), ("convolution-chain", 16)])
+def test_what_a_budget_is_offered(kind: str, multiple: int) -> None:
+    offered = [one for one in PruneNeurons.candidates(kind) if isinstance(one, PruneNeurons)]
+    assert [(one.ratio, one.multiple) for one in offered] == [(0.9, multiple), (0.75, multiple), (0.5, multiple)]
+
+
+def test_a_budget_is_offered_nothing_for_single_layers() -> None:
     assert tuple(PruneNeurons.candidates("linear")) == ()
 
 
