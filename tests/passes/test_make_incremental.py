@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from compiler.errors import CompilerError
 from compiler.frontends.torch_export import capture
+from compiler.ops.quantized_linear import quantized_linear
 from compiler.passes.canonicalize import Canonicalize
 from compiler.passes.make_incremental import MakeIncremental
 from compiler.pipeline import Pipeline
@@ -163,6 +164,35 @@ def test_logits_are_computed_where_they_are_asked_for(program: Program):
     given["logit_positions"] = torch.tensor([-1, 3])
     logits = run_program(after)(given)["logits"]
     torch.testing.assert_close(logits, whole[:, [11, 3]], rtol=1e-5, atol=1e-5)
+
+
+class InBlocks(nn.Module):
+    """A head that came in as 4-bit codes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(2)
+        codes = torch.randint(0, 256, (VOCABULARY, 1, WIDTH // 2), dtype=torch.uint8, generator=generator)
+        self.register_buffer("codes", codes)
+        self.register_buffer("scales", torch.rand(VOCABULARY, 1, generator=generator))
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        codes, scales = self.get_buffer("codes"), self.get_buffer("scales")
+        logits: Tensor = quantized_linear(hidden, codes, scales, None, None, 4, WIDTH)
+        return logits
+
+
+@pytest.mark.parametrize("in_blocks", [False, True])
+def test_the_head_reads_the_asked_for_positions_alone(in_blocks: bool):
+    torch.manual_seed(0)
+    module = OneLayer()
+    if in_blocks:
+        module.head = InBlocks()
+    after, _ = rewritten(MakeIncremental(), program_of(module), tolerance=1e-5)
+    (chosen,) = (node for node in after.graph.nodes if str(node.target) == "aten.index_select.default")
+    (head,) = chosen.users
+    assert head is after.output_node().args[0][0]
+    assert str(head.target) in ("aten.linear.default", "regraft.quantized_linear.default")
 
 
 def test_a_context_is_what_the_option_says_or_what_the_model_was_made_for(program: Program):
