@@ -1,6 +1,7 @@
 """Weight formats in ONNX Runtime: bytes, fidelity and speed of each, on all-MiniLM-L6-v2 and on single layers.
 
-    python benchmarks/weight_formats.py [--rounds 9] [--sizes 576x1536 ...] [--formats int4 mxfp4 ...] [--no-model]
+    python benchmarks/weight_formats.py [--rounds 9] [--sizes 576x1536 ...] [--formats int4 mxfp4 ...]
+                                        [--no-model] [--no-layers]
 
 A model is compiled once a format, with compensated rounding; formats without a kernel are simulated. Its fidelity is
 the mean and the least cosine to torch float32 on the sentences that ship and that no pass has seen; its latency is that
@@ -8,7 +9,8 @@ of one text of 128 tokens. Layers are lowered by the product's own backend. Ever
 formats in turn; a figure is the median over rounds of float32 seconds over its own of the same round, and beside it
 stand the bytes of the file as a part of float32's. `runs` is the kernel that a session has after its own optimizations.
 
-The tables go to the terminal and to benchmarks/results/.
+The tables go to the terminal and to benchmarks/results/, where what a run leaves out stays as it was; a run with
+--formats writes nothing.
 """
 
 from __future__ import annotations
@@ -86,17 +88,20 @@ def main() -> None:
     arguments = _arguments()
     formats = {name: text for name, text in FORMATS.items() if arguments.formats is None or name in arguments.formats}
     machine = {"processor": processor(), "threads": 1, "python": platform.python_version()}
-    record: dict[str, Any] = {"machine": machine, "onnxruntime": onnxruntime.__version__, "layers": {}}
+    file = RESULTS / "weight_formats.json"
+    record: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {"layers": {}}
+    record |= {"machine": machine, "onnxruntime": onnxruntime.__version__}
     console = Console()
-    for size in arguments.sizes:
+    for size in arguments.sizes if arguments.layers else ():
         record["layers"][size] = _layer_figures(size, formats, arguments.rounds)
         console.print(_table(size, _layer_rows(record["layers"][size]), LAYER_COLUMNS))
     if arguments.model:
         record["model"] = _model_figures(formats, arguments.rounds)
         console.print(_table("all-MiniLM-L6-v2", _model_rows(record["model"]), MODEL_COLUMNS))
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "weight_formats.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    (RESULTS / "weight_formats.md").write_text(_page(record), encoding="utf-8")
+    if arguments.formats is None:
+        RESULTS.mkdir(exist_ok=True)
+        file.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        (RESULTS / "weight_formats.md").write_text(_page(record), encoding="utf-8")
 
 
 class _Dense(nn.Module):
@@ -251,6 +256,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--sizes", nargs="*", default=SIZES, metavar="INxOUT")
     parser.add_argument("--formats", nargs="+", choices=FORMATS, help="rows of the tables; all if left out")
     parser.add_argument("--no-model", dest="model", action="store_false", help="measure layers alone")
+    parser.add_argument("--no-layers", dest="layers", action="store_false", help="measure the model alone")
     return parser.parse_args()
 
 
