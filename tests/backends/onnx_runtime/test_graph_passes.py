@@ -131,7 +131,7 @@ class _Projections(nn.Module):
         return output
 
 
-@pytest.mark.parametrize(("key_bits", "products"), [(4, 1), (8, 2)])
+@pytest.mark.parametrize(("key_bits", "products"), [(4, 1), (8, 3)])
 def test_projections_become_one_product_where_their_blocks_are_alike(
     key_bits: int, products: int, tmp_path: Path
 ) -> None:
@@ -184,11 +184,11 @@ class _Gates(nn.Module):
     [
         ((3, 9, 64), True, 4, {"MatMulNBits": 1, "Split": 1, "Tanh": 3}),
         ((3, 9, 64, 5), False, 4, {"MatMulNBits": 1, "Split": 1, "Tanh": 4}),
-        ((64, 64), True, 4, {"MatMulNBits": 1, "Split": 1, "Tanh": 2}),
-        ((64, 64), True, 8, {"MatMulNBits": 2, "Tanh": 2}),
+        ((3, 9, 64), True, 8, {"MatMulNBits": 3, "Tanh": 3}),
+        ((64, 64), True, 4, {"MatMulNBits": 2, "Tanh": 2}),
     ],
 )
-def test_products_of_one_input_become_one_that_is_split(
+def test_three_products_of_one_input_become_one_that_is_split(
     rows: tuple[int, ...], biases: bool, last_bits: int, kernels: dict[str, int], tmp_path: Path
 ) -> None:
     x = torch.randn(2, 5, 64, generator=torch.Generator().manual_seed(1))
