@@ -44,7 +44,7 @@ def _lies_between_codes(node: ir.Node) -> bool:
     x, zero_points = node.inputs[0], node.inputs[ZERO_POINTS]
     if x is None or x.shape is None or zero_points is None:
         return False
-    return zero_points.dtype == ir.DataType.FLOAT
+    return bool(zero_points.dtype == ir.DataType.FLOAT)
 
 
 class _Writer:
