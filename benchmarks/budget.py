@@ -38,7 +38,7 @@ ALLOWED = ",".join(
     (
         "quantize:bits=8:activations=none:embeddings=8",
         "quantize:bits=4:group=32:embeddings=6",
-        "quantize:bits=4:group=128:embeddings=4",
+        "quantize:bits=4:group=128:embeddings=4:keep_grid=false",
         "quantize-weights:format=int3:block=64",
     )
 )

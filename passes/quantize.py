@@ -190,10 +190,13 @@ class Quantize(ChoosesLayers, Graft):
 
     @classmethod
     def candidates(cls, kind: str) -> Iterable[Graft]:
-        """Bits, blocks and kinds of activations. For tables, those of the product that may share one too."""
+        """Bits, blocks, kinds of activations, and a grid of 4 bits that weights lie on, which is larger than long blocks.
+        For tables, those of the product that may share one too.
+        """
         if kind == "linear":
-            yield from (cls(), cls(activations="static"))
-            yield from (cls(bits=bits, group=group, activations="none") for bits, group in CANDIDATE_BLOCKS)
+            yield from (cls(), cls(activations="static"), cls(bits=4, activations="none"))
+            for bits, group in CANDIDATE_BLOCKS:
+                yield cls(bits=bits, group=group, activations="none", keep_grid=False)
         elif kind == "embedding":
             yield from (cls(embeddings=8), cls(embeddings=6))
             yield from (cls(embeddings=4, group=group) for group in (32, 64, 128))

@@ -8,6 +8,7 @@ import torch
 from rewrite_checks import captured, context_of
 from torch import nn
 
+from compiler.evidence.cost import weight_bytes
 from compiler.grafting import apply_graft
 from compiler.ops.quantized_linear import dequantized_weight
 from compiler.passes.quantize import Quantize
@@ -19,7 +20,10 @@ FORMS = {"Q4_0": 4, "Q4_1": 4, "Q8_0": 8}
 
 def stored_block(numbers: list[float], form: str) -> list[float]:
     """What quantize_row_*_ref of ggml-quants.c leaves of a block."""
-    half = lambda x: float(np.float16(x))  # noqa: E731
+
+    def half(x: float) -> float:
+        return float(np.float16(x))
+
     if form == "Q4_1":
         lowest = min(numbers)
         step = (max(numbers) - lowest) / 15
@@ -39,6 +43,13 @@ def stored_weight(form: str) -> torch.Tensor:
     drawn[1, 1], drawn[2, 0] = 0.0, 0.25
     rows = [[x for block in row for x in stored_block(block.tolist(), form)] for row in drawn]
     return torch.tensor(rows, dtype=torch.float64).float()
+
+
+def on_grid() -> nn.Linear:
+    """A layer whose weights are Q4_1's."""
+    layer = nn.Linear(BLOCKS * BLOCK_SIZE, ROWS * 3, bias=False)
+    layer.weight = nn.Parameter(stored_weight("Q4_1").repeat(3, 1))
+    return layer
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -72,13 +83,20 @@ def test_other_weights_lie_on_no_grid(bits: int) -> None:
 
 
 def test_a_layer_keeps_its_grid_and_gives_what_it_gave() -> None:
-    layer = nn.Linear(BLOCKS * BLOCK_SIZE, ROWS * 3, bias=False)
-    layer.weight = nn.Parameter(stored_weight("Q4_1").repeat(3, 1))
     x = torch.randn(2, BLOCKS * BLOCK_SIZE, generator=torch.Generator().manual_seed(2))
-    program = captured(layer.eval(), x=x)
+    program = captured(on_grid().eval(), x=x)
     found, result = apply_graft(Quantize(bits=4), program, (), context_of(program))
     assert "lie in already" in result.outcomes[0].note
     (ours,), (theirs,) = found.run(x), program.run(x)
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
     rounded, _ = apply_graft(Quantize(bits=4, keep_grid=False), program, (), context_of(program))
     assert float((rounded.run(x)[0] - theirs).norm() / theirs.norm()) > 0.01
+
+
+def test_a_budget_may_keep_the_grid_or_give_it_up_for_fewer_bytes() -> None:
+    program = captured(on_grid().eval(), x=torch.zeros(2, BLOCKS * BLOCK_SIZE))
+    fours = [one for one in Quantize.candidates("linear") if (one.bits, one.activations) == (4, "none")]
+    found = [apply_graft(one, program, (), context_of(program)) for one in fours]
+    sizes = {"lie in already" in result.outcomes[0].note: weight_bytes(grafted) for grafted, result in found}
+    assert sizes.keys() == {True, False}
+    assert sizes[False] < sizes[True]
