@@ -190,7 +190,7 @@ class Quantize(ChoosesLayers, Graft):
 
     @classmethod
     def candidates(cls, kind: str) -> Iterable[Graft]:
-        """Bits, blocks, kinds of activations, and a grid of 4 bits that weights lie on, which is larger than long blocks.
+        """Bits, blocks, kinds of activations, and a grid of 4 bits that weights lie on: it takes more than long blocks.
         For tables, those of the product that may share one too.
         """
         if kind == "linear":
