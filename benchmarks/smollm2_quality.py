@@ -58,6 +58,7 @@ VARIANTS = {
     "8-bit, round to nearest": Variant(f"{IN_8_BITS}:group=16:{PLAIN}"),
     "8-bit, blocks of 32, round to nearest": Variant(f"{IN_8_BITS}:group=32:{PLAIN}"),
     "4-bit": Variant("quantize:bits=4"),
+    "4-bit, head too": Variant("quantize:bits=4:embeddings=4"),
     "4-bit, blocks of 64": Variant("quantize:bits=4:group=64"),
     "4-bit, round to nearest": Variant(f"quantize:bits=4:{PLAIN}"),
     "4 and 8 bits, 4.8 on average": Variant(MIXED),

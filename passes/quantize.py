@@ -130,7 +130,9 @@ class Quantize(ChoosesLayers, Graft):
         """Each site in turn, with the inputs that the stand-ins before it leave it."""
         needs_data = self.rounding == "compensated" or self.activations == "static"
         walk = calibration_walk(program, context) if needs_data else None
-        tables = SharedTables([site for site in sites if self._left_out(site) is None], program)
+        compensated = self.rounding == "compensated" and self.embeddings == 4
+        wanted = [site for site in sites if self._left_out(site) is None]
+        tables = SharedTables(wanted, program, context.data if compensated else None)
         plan = self._plan(sites, program, context, tables)
         for site in sites:
             proposal = self._proposal(site, program, walk, tables, plan)

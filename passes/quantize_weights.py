@@ -153,10 +153,10 @@ class _Proposals:
     ) -> None:
         self.options, self.program, self.context = options, program, context
         self.kind, self.table_kind = kind, table_kind
-        self._walk: CalibrationWalk | None = None
-        if options.rounding == "compensated":
-            self._walk = calibration_walk(program, context)
-        self._tables = SharedTables([site for site in sites if site.kind != "embedding" or table_kind], program)
+        compensated = options.rounding == "compensated"
+        self._walk: CalibrationWalk | None = calibration_walk(program, context) if compensated else None
+        wanted = [site for site in sites if site.kind != "embedding" or table_kind]
+        self._tables = SharedTables(wanted, program, context.data if compensated else None)
 
     def proposal(self, site: Site) -> Replacement | str:
         """What stands in for a site, or why nothing does."""
