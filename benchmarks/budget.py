@@ -25,6 +25,7 @@ import torch
 from held_out_text import TextFolder, held_out_windows
 from minilm_int8 import packaged_checkpoint, processor
 from quality_figures import SideFigures, add_window, artifact_logits, transformers_logits
+from results import earlier_record
 from rich.console import Console
 from sentence_embedding import SentenceEmbedding
 from texts import encode, held_out_texts
@@ -89,8 +90,9 @@ def main() -> None:
     checkpoints = {MINILM: packaged_checkpoint(), SMOLLM2: arguments.smollm2}
     documents = TextFolder.read(arguments.text) if arguments.text else None
     file = RESULTS / "budget.json"
-    record = json.loads(file.read_text(encoding="utf-8")) if arguments.only and file.exists() else {"variants": {}}
-    record["machine"] = {"processor": processor(), "python": platform.python_version()}
+    about = {"machine": {"processor": processor(), "python": platform.python_version()}}
+    record = earlier_record(file, about) if arguments.only else about
+    variants = record.setdefault("variants", {})
     for name, one in wanted.items():
         if not arguments.no_compile:
             _compile(name, one, checkpoints[one.model], documents, arguments.artifacts, console)
@@ -101,7 +103,7 @@ def main() -> None:
     if language and documents is not None:
         found |= _predictions(language, arguments.smollm2, documents, arguments.tokens, console)
     for name, figures in found.items():
-        record["variants"][name] = {**_of_report(folders[name]), **figures}
+        variants[name] = {**_of_report(folders[name]), **figures}
     text = _page(record)
     console.print(text, markup=False)
     file.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")

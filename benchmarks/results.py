@@ -23,6 +23,15 @@ def write_results(record: dict[str, Any], folder: Path, console: Console) -> Non
     (folder / "minilm_int8.md").write_text(text, encoding="utf-8")
 
 
+def earlier_record(path: Path, about: dict[str, Any]) -> dict[str, Any]:
+    """What stands in a file of results, where it was measured as `about` says; or else that alone."""
+    try:
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return dict(about)
+    return found if all(found.get(key) == value for key, value in about.items()) else dict(about)
+
+
 def markdown(title: str, machine: dict[str, Any], headings: list[str], rows: list[list[str]]) -> str:
     """A page with one table of latencies."""
     lines = [_markdown_row(headings), _markdown_row(["---"] * len(headings)), *map(_markdown_row, rows)]

@@ -31,6 +31,7 @@ import numpy as np
 import onnxruntime
 import torch
 from minilm_int8 import processor
+from results import earlier_record
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
@@ -90,15 +91,15 @@ def main() -> None:
 def _earlier() -> dict[str, Any]:
     """What stands in benchmarks/results/, where it was measured on a machine like this one."""
     machine = {"processor": processor(), "threads": 1, "python": platform.python_version()}
-    record: dict[str, Any] = {"machine": machine, "onnxruntime": onnxruntime.__version__, "layers": {}}
+    about = {"machine": machine, "onnxruntime": onnxruntime.__version__}
     RESULTS.mkdir(exist_ok=True)
-    try:
-        found: dict[str, Any] = json.loads((RESULTS / "structured_layers.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return record
-    rows = [row for figures in found["layers"].values() for row in figures.values()]
-    same = {**found, "layers": {}} == record and all(set(row) == FIGURES for row in rows)
-    return found if same else record
+    found = earlier_record(RESULTS / "structured_layers.json", about)
+    layers = found.setdefault("layers", {})
+    return (
+        found
+        if all(set(row) == FIGURES for size in layers.values() for row in size.values())
+        else {**about, "layers": {}}
+    )
 
 
 def _layers(in_features: int, out_features: int) -> dict[str, tuple[nn.Module, float]]:

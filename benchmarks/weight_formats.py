@@ -9,8 +9,8 @@ of one text of 128 tokens. Layers are lowered by the product's own backend. Ever
 formats in turn; a figure is the median over rounds of float32 seconds over its own of the same round, and beside it
 stand the bytes of the file as a part of float32's. `runs` is the kernel that a session has after its own optimizations.
 
-The tables go to the terminal and to benchmarks/results/, where what a run leaves out stays as it was; a run with
---formats writes nothing.
+The tables go to the terminal and to benchmarks/results/, where what a run leaves out stays as it was measured on a
+machine like this one; a run with --formats writes nothing.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from typing import Any
 import onnxruntime
 import torch
 from minilm_int8 import packaged_checkpoint, processor
+from results import earlier_record
 from rich.console import Console
 from rich.table import Table
 from texts import token_row
@@ -89,12 +90,12 @@ def main() -> None:
     formats = {name: text for name, text in FORMATS.items() if arguments.formats is None or name in arguments.formats}
     machine = {"processor": processor(), "threads": 1, "python": platform.python_version()}
     file = RESULTS / "weight_formats.json"
-    record: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {"layers": {}}
-    record |= {"machine": machine, "onnxruntime": onnxruntime.__version__}
+    record = earlier_record(file, {"machine": machine, "onnxruntime": onnxruntime.__version__})
+    layers = record.setdefault("layers", {})
     console = Console()
     for size in arguments.sizes if arguments.layers else ():
-        record["layers"][size] = _layer_figures(size, formats, arguments.rounds)
-        console.print(_table(size, _layer_rows(record["layers"][size]), LAYER_COLUMNS))
+        layers[size] = _layer_figures(size, formats, arguments.rounds)
+        console.print(_table(size, _layer_rows(layers[size]), LAYER_COLUMNS))
     if arguments.model:
         record["model"] = _model_figures(formats, arguments.rounds)
         console.print(_table("all-MiniLM-L6-v2", _model_rows(record["model"]), MODEL_COLUMNS))

@@ -43,9 +43,8 @@ UNKNOWN_CONTEXT = 2048
 POINTWISE = frozenset(
     {aten.mul.Tensor, aten.div.Tensor, aten.add.Tensor, aten.tanh.default, aten.to.dtype, aten.contiguous.default}
 )
-
-PRODUCT_IN_BLOCKS = "regraft.quantized_linear.default"
-"""The head of a model that came in quantized. It rounds what it reads in blocks of a token, at most."""
+HEADS = ("aten.linear.default", "regraft.quantized_linear.default")
+"""Products of each token alone: in blocks, inputs are rounded in blocks of one token at most."""
 
 
 @dataclass(frozen=True)
@@ -155,7 +154,7 @@ def _keep_positions(program: Program, kept: fx.Node) -> None:
         if len(sources) != 1 or any(scalar(one) is None for one in place.all_input_nodes if one not in sources):
             break
         place = sources[0]
-    if is_call(place, aten.linear.default) or str(place.target) == PRODUCT_IN_BLOCKS:
+    if str(place.target) in HEADS:
         place = operands(place)[0]
     following = place.next
     count = insert_call(following, aten.sym_size.int, place, 1)
