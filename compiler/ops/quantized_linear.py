@@ -62,7 +62,7 @@ def dequantized_weight(weight: Tensor, scales: Tensor, zero_points: Tensor | Non
         zero = zero_points.float()[..., None]
     else:
         zero = unpack_zero_points(zero_points, bits, scales.shape[1]).float()[..., None]
-    return ((codes - zero) * scales.float()[..., None]).flatten(1)[:, :inputs]
+    return codes.sub_(zero).mul_(scales.float()[..., None]).flatten(1)[:, :inputs]
 
 
 @torch.library.custom_op("regraft::quantized_linear", mutates_args=(), schema=SCHEMA)

@@ -77,5 +77,7 @@ def _packed_plane(codes: Tensor, bits: int) -> Tensor:
 def _unpacked_plane(packed: Tensor, bits: int) -> Tensor:
     if bits == 8:
         return packed
-    shifts = torch.arange(0, 8, bits, dtype=torch.uint8, device=packed.device)
-    return torch.bitwise_and(packed[..., None] >> shifts, 2**bits - 1).flatten(-2)
+    codes = packed.new_empty(*packed.shape, 8 // bits)
+    for place in range(8 // bits):  # one shift for all bytes is several times as fast as a tensor of shifts
+        codes[..., place] = (packed >> (bits * place)) & (2**bits - 1)
+    return codes.flatten(-2)
