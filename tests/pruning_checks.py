@@ -96,10 +96,16 @@ def numbers(program: Program) -> int:
 
 
 def neurons(site: Site, layers: Layers) -> dict[fx.Node, list[int]]:
-    """What the readers of a site read: the last layer of a block, all but the first of a chain."""
+    """What the readers of a site read: the last layer of a block, all but the first of a chain, what squeezes."""
     inside = [node for node in site.nodes if node in layers]
     if site.kind == "convolution-chain":
-        return {node: list(layers[before].outputs or ()) for before, node in pairwise(inside)}
+        by_name = {node.name: node for node in inside}
+        links = zip(pairwise(site.bindings["layers"]), site.bindings["gates"], strict=True)
+        return {
+            by_name[reader]: list(layers[by_name[before]].outputs or ())
+            for (before, behind), gates in links
+            for reader in (behind, *(squeeze for squeeze, _ in gates))
+        }
     (up,) = [node for node in inside if str(site.bindings["up"]) in _weights(node)]
     start, stop = site.bindings["up_rows"]
     return {site.output: [one - start for one in layers[up].outputs or () if start <= one < stop]}

@@ -31,7 +31,7 @@ from compiler.patterns import (
 from compiler.pruning.narrowing import Kept, NarrowedPart, NarrowingError
 from compiler.sites.activations import ELEMENTWISE
 from compiler.sites.attention import SDPA
-from compiler.sites.convolution_chain import POOLS, is_depthwise, is_pointwise
+from compiler.sites.channel_groups import POOLS, is_depthwise, is_pointwise
 from compiler.sites.norm import BATCH_NORMS
 from compiler.sites.spans import SPLITS
 

@@ -1,7 +1,7 @@
 """Units of a site on their way out: which stay, what makes up for the others, and the layers that are left.
 
 A unit is a hidden neuron, a channel between two convolutions, or the heads of a group of attention: some outputs of the
-layers that produce it, and the columns of the one layer that reads it. Nothing else may see it, so it can go.
+layers that produce it, and some columns of those that read it. Nothing else may see it, so it can go.
 """
 
 from __future__ import annotations
@@ -49,18 +49,36 @@ class Producer:
 
 
 @dataclass(frozen=True)
+class Reader:
+    """A layer that reads units, each of which is `inner` columns of its weight flattened to two dims."""
+
+    layer: Site
+    inner: int
+
+
+@dataclass(frozen=True)
 class UnitGroup:
-    """Units that are alike: `count` of them, each `inner` columns of the weight of `consumer` flattened to two dims."""
+    """Units that are alike: `count` of them, each `inner` columns of the weight of `consumer` flattened to two dims.
+
+    What `consumer` makes of the units decides which stay. The layers of `also` read them before it does.
+    """
 
     count: int
     inner: int
     producers: tuple[Producer, ...]
     consumer: Site
+    also: tuple[Reader, ...] = ()
 
     @property
     def layers(self) -> tuple[Site, ...]:
         """All that take part."""
-        return (*(producer.layer for producer in self.producers), self.consumer)
+        readers = (reader.layer for reader in self.readers)
+        return (*(producer.layer for producer in self.producers), *readers)
+
+    @property
+    def readers(self) -> tuple[Reader, ...]:
+        """All that read the units, in graph order."""
+        return (*self.also, Reader(self.consumer, self.inner))
 
 
 @dataclass(frozen=True)
@@ -94,15 +112,15 @@ class UnitGroups:
         left_out: dict[fx.Node, list[Tensor]] = {node: [] for node in self._sites}
         notes = []
         for group in self.groups:
-            node = group.consumer.output
-            first_time = node not in self._known
-            known = self._statistics(group.consumer)
-            units = kept_units(choice, group, weights, known)
-            narrow, note = narrow_columns(choice, group, weights[node], units, known)
+            first_time = group.consumer.output not in self._known
+            known = {reader.layer.output: self._statistics(reader.layer) for reader in group.readers}
+            units = kept_units(choice, group, weights, known[group.consumer.output])
+            for reader in group.readers:
+                node = reader.layer.output
+                weights[node], note = narrow_columns(choice, reader, weights[node], units, known[node])
             notes.append(f"{len(units)} of {group.count}{note}")
             if first_time:
-                self._let_others_see(group, narrow, units)
-            weights[node] = narrow
+                self._let_others_see(group, weights[group.consumer.output], units)
             gone = torch.ones(group.count, dtype=torch.bool)
             gone[units] = False
             for producer in group.producers:
@@ -169,12 +187,12 @@ def kept_units(
 
 
 def narrow_columns(
-    choice: UnitChoice, group: UnitGroup, weight: Tensor, units: Tensor, known: ActivationStatistics | None
+    choice: UnitChoice, reader: Reader, weight: Tensor, units: Tensor, known: ActivationStatistics | None
 ) -> tuple[Tensor, str]:
     """The columns of these units, fitted anew where that is wanted, and what to say of it."""
-    left = weight[:, columns_of(units, group.inner)]
+    left = weight[:, columns_of(units, reader.inner)]
     if known is None:
         return left, ", chosen by magnitude for want of calibration data" if choice.saliency != "magnitude" else ""
     if choice.refit:
-        left = refitted(weight, damped(known.second_moment, known.row_count), units, group.inner)
-    return left.to(weight.dtype), f" (error {part_lost(weight, left, known.second_moment, units, group.inner):.2%})"
+        left = refitted(weight, damped(known.second_moment, known.row_count), units, reader.inner)
+    return left.to(weight.dtype), f" (error {part_lost(weight, left, known.second_moment, units, reader.inner):.2%})"

@@ -2,7 +2,7 @@
 
 Before:  down(activation(gate(x)) * up(x));  conv(activation(batch_norm(conv(x))))
 After:   the same with the rows of gate and up and the columns of down that stay; convolutions likewise, with the batch
-         norms, depthwise convolutions and pools between them
+         norms, depthwise convolutions, pools, squeezes and excitations between them
 Shapes:  x [..., hidden_size] to the same through ratio * intermediate_size neurons; x [batch, channels, ...] likewise.
          Widths that others read, as the sum at the end of a residual block, stay.
 Lossy:   what the neurons added is gone. Those go that the others make up for best (saliency=reconstruction), that move
@@ -16,7 +16,7 @@ Source:  Kurtic et al. 2023, arXiv:2302.04089 (ZipLM), section 3.1; An et al. 20
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import ClassVar
@@ -25,7 +25,7 @@ from torch import fx
 
 from compiler.hookspecs import hookimpl
 from compiler.pruning.unit_graft import UnitGraft
-from compiler.pruning.unit_groups import Producer, UnitGroup
+from compiler.pruning.unit_groups import Producer, Reader, UnitGroup
 from compiler.rewriting import Graft, Pass
 from compiler.sites import Site
 
@@ -53,8 +53,12 @@ class PruneNeurons(UnitGraft):
         """One group for a feed-forward block, one between two convolutions each."""
         inside = [layers[node] for node in site.nodes if node in layers]
         if site.kind == "convolution-chain":
-            mixing = [layer for layer in inside if layer.output.name in site.bindings["layers"]]
-            return [_channels(*pair) for pair in pairwise(mixing)]
+            by_name = {layer.output.name: layer for layer in inside}
+            pairs = pairwise(by_name[name] for name in site.bindings["layers"])
+            return [
+                _channels(first, second, [(by_name[squeeze], by_name[excite]) for squeeze, excite in gates])
+                for (first, second), gates in zip(pairs, site.bindings["gates"], strict=True)
+            ]
         if site.bindings["form"] == "experts":
             return "its layers are those of experts"
         by_weight = {layer.bindings["weight"]: layer for layer in inside}
@@ -67,9 +71,16 @@ class PruneNeurons(UnitGraft):
         return [UnitGroup(site.bindings["intermediate_size"], 1, tuple(producers), down)]
 
 
-def _channels(first: Site, second: Site) -> UnitGroup:
-    inner = math.prod(second.bindings["kernel"])
-    return UnitGroup(first.bindings["out_channels"], inner, (Producer(first, 0, 1),), second)
+def _channels(first: Site, second: Site, gates: Sequence[tuple[Site, Site]]) -> UnitGroup:
+    """The channels between two convolutions; of each gate, one convolution reads them and one gives them factors."""
+    givers = (first, *(excite for _, excite in gates))
+    return UnitGroup(
+        count=first.bindings["out_channels"],
+        inner=math.prod(second.bindings["kernel"]),
+        producers=tuple(Producer(giver, 0, 1) for giver in givers),
+        consumer=second,
+        also=tuple(Reader(squeeze, math.prod(squeeze.bindings["kernel"])) for squeeze, _ in gates),
+    )
 
 
 @hookimpl

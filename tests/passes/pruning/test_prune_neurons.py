@@ -123,6 +123,40 @@ def test_channels_go_with_what_each_has_alone(monkeypatch: pytest.MonkeyPatch, t
     assert len(result.changed) == 1
 
 
+class Squeezed(nn.Module):
+    """A block of MobileNetV3 as exporters write it out: hard-swish and the gate's hard-sigmoid in arithmetic."""
+
+    def __init__(self, pooled: bool) -> None:
+        super().__init__()
+        self.pooled = pooled
+        self.widen, self.each = nn.Conv2d(4, 16, 1), nn.Conv2d(16, 16, 3, padding=1, groups=16)
+        self.squeeze, self.excite = nn.Conv2d(16, 6, 1), nn.Conv2d(6, 16, 1, bias=False)
+        self.offset = nn.Parameter(torch.randn(16, 1, 1))
+        self.narrow = nn.Conv2d(16, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [batch, 4, 8, 8] to the same."""
+        wide = self.widen(x)
+        wide = self.each(wide * torch.clamp(wide + 3, 0, 6) / 6)
+        means = nn.functional.adaptive_avg_pool2d(wide, 1) if self.pooled else wide.mean((2, 3), keepdim=True)
+        gate = self.excite(nn.functional.relu(self.squeeze(means))) + self.offset
+        return x + self.narrow(wide * torch.clamp(0.2 * gate + 0.5, 0, 1))
+
+
+@pytest.mark.parametrize("pooled", [False, True])
+@pytest.mark.parametrize("refit", [False, True])
+def test_channels_go_with_their_factors_in_a_gate(
+    pooled: bool, refit: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    program = captured(Squeezed(pooled).eval(), x=torch.randn(6, 4, 8, 8))
+    graft = PruneNeurons(ratio=0.5, refit=refit)
+    after, result = assert_pruned_is_masked(graft, program, neurons, monkeypatch, tmp_path)
+    shapes = sorted(tuple(one.shape) for one in after.weights().values() if one.dim() == 4)
+    assert shapes == [(4, 8, 1, 1), (6, 8, 1, 1), (8, 1, 3, 3), (8, 4, 1, 1), (8, 6, 1, 1)]
+    assert len(result.changed) == 1
+
+
 @pytest.mark.parametrize(("kind", "multiple"), [("feed-forward", 32), ("convolution-chain", 16)])
 def test_what_a_budget_is_offered(kind: str, multiple: int) -> None:
     offered = [one for one in PruneNeurons.candidates(kind) if isinstance(one, PruneNeurons)]
