@@ -66,7 +66,7 @@ def main() -> None:
             record["sides"][name] = {"passes": passes, "compile_seconds": seconds, **found, **_told(artifact)}
             print(name, json.dumps(record["sides"][name]), file=sys.stderr, flush=True)
     healed = list(record["sides"].values())[-1]
-    record["holds"] = healed["sentences"]["mean_cosine"] >= TARGET
+    record["holds"] = bool(healed["sentences"]["mean_cosine"] >= TARGET)
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / "hybrid_minilm.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     page = markdown(record)
