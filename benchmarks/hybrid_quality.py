@@ -1,7 +1,7 @@
 """What hybrids keep of a language model: its predictions of held-out text, and what it recalls.
 
     python benchmarks/hybrid_quality.py CHECKPOINT NAME=ARTIFACT [NAME=ARTIFACT ...] --text FOLDER
-                                        [--tokens 20480] [--answers 200] [--results FOLDER]
+                                        [--tokens 20480] [--answers 200] [--results FOLDER] [--add]
 
 CHECKPOINT is a transformers folder, which all artifacts were compiled from with the documents that are not held out as
 their --data (every eighth document of --text is, and no compile sees it), as by
@@ -10,7 +10,7 @@ their --data (every eighth document of --text is, and no compile sees it), as by
 
 All sides read the same windows of 512 held-out tokens, and answer the same questions of the recall probes, drawn from
 seeds that no compile uses. transformers in float32 is the original. The table goes to the terminal and to
-hybrid_quality.json and .md among the results.
+hybrid_quality.json and .md among the results; --add keeps the sides of an earlier run on the same text and machine.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ import numpy as np
 from held_out_text import TextFolder, held_out_windows
 from minilm_int8 import processor
 from quality_figures import Logits, SideFigures, add_window, artifact_logits, drawn_recalls, transformers_logits
+from results import earlier_record
 from rich.console import Console
 
 from compiler.evidence.probes.recall import RecallProbe, recall_score
@@ -51,21 +52,23 @@ def main() -> None:
             f"{name} {one.summary(figures[ORIGINAL])['kl_divergence']:.4f}" for name, one in figures.items()
         )
         console.print(f"window {index} of {len(windows)}: KL {found}", markup=False)
-    record = {
+    about = {
         "machine": {"processor": processor(), "threads": arguments.threads, "python": platform.python_version()},
         "checkpoint": arguments.checkpoint.name,
         "tokens": sum(map(len, windows)),
         "documents": len(documents.held_out),
         "window": WINDOW,
-        "sides": {
-            name: {**one.summary(figures[ORIGINAL]), "recall": recalled[name], **_made(arguments.artifacts.get(name))}
-            for name, one in figures.items()
-        },
+    }
+    file = arguments.results / "hybrid_quality.json"
+    record = earlier_record(file, about) if arguments.add else about
+    record["sides"] = record.get("sides", {}) | {
+        name: {**one.summary(figures[ORIGINAL]), "recall": recalled[name], **_made(arguments.artifacts.get(name))}
+        for name, one in figures.items()
     }
     text = _page(record)
     console.print(text, markup=False)
     arguments.results.mkdir(exist_ok=True)
-    (arguments.results / "hybrid_quality.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    file.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     (arguments.results / "hybrid_quality.md").write_text(text, encoding="utf-8")
 
 
@@ -136,6 +139,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--answers", type=int, default=200)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--results", type=Path, default=HERE / "results")
+    parser.add_argument("--add", action="store_true", help="keep the sides of an earlier run")
     arguments = parser.parse_args()
     arguments.artifacts = dict(arguments.artifacts)
     return arguments
