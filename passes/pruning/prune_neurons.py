@@ -29,8 +29,10 @@ from compiler.pruning.unit_groups import Producer, Reader, UnitGroup
 from compiler.rewriting import Graft, Pass
 from compiler.sites import Site
 
-OFFERED = (0.9, 0.75, 0.5)
-"""Parts of the neurons that are left, where a budget chooses."""
+OFFERED = {"feed-forward": (0.9, 0.75, 0.5), "convolution-chain": (0.9, 0.75, 0.5, 0.25)}
+"""Parts of the units that are left, where a budget chooses, by kind of site: what work a convolution costs besides its
+products, fewer channels save too.
+"""
 MULTIPLES = {"feed-forward": 32, "convolution-chain": 16}
 """Of what is left, by kind of site: whole blocks of quantized weights, and of channels as kernels lay them out."""
 
@@ -46,8 +48,8 @@ class PruneNeurons(UnitGraft):
 
     @classmethod
     def candidates(cls, kind: str) -> Iterable[Graft]:
-        """Three widths of each kind of site."""
-        return tuple(cls(ratio=ratio, multiple=MULTIPLES[kind]) for ratio in OFFERED) if kind in MULTIPLES else ()
+        """Some widths of each kind of site."""
+        return tuple(cls(ratio=ratio, multiple=MULTIPLES[kind]) for ratio in OFFERED.get(kind, ()))
 
     def groups(self, site: Site, layers: Mapping[fx.Node, Site]) -> list[UnitGroup] | str:
         """One group for a feed-forward block, one between two convolutions each."""

@@ -157,10 +157,13 @@ def test_channels_go_with_their_factors_in_a_gate(
     assert len(result.changed) == 1
 
 
-@pytest.mark.parametrize(("kind", "multiple"), [("feed-forward", 32), ("convolution-chain", 16)])
-def test_what_a_budget_is_offered(kind: str, multiple: int) -> None:
+@pytest.mark.parametrize(
+    ("kind", "multiple", "ratios"),
+    [("feed-forward", 32, [0.9, 0.75, 0.5]), ("convolution-chain", 16, [0.9, 0.75, 0.5, 0.25]), ("linear", 0, [])],
+)
+def test_what_a_budget_is_offered(kind: str, multiple: int, ratios: list[float]) -> None:
     offered = [one for one in PruneNeurons.candidates(kind) if isinstance(one, PruneNeurons)]
-    assert [(one.ratio, one.multiple) for one in offered] == [(0.9, multiple), (0.75, multiple), (0.5, multiple)]
+    assert [(one.ratio, one.multiple) for one in offered] == [(ratio, multiple) for ratio in ratios]
 
 
 def test_a_budget_is_offered_nothing_for_single_layers() -> None:
