@@ -33,7 +33,7 @@ OFFERED = {"feed-forward": (0.9, 0.75, 0.5), "convolution-chain": (0.9, 0.75, 0.
 """Parts of the units that are left, where a budget chooses, by kind of site: what work a convolution costs besides its
 products, fewer channels save too.
 """
-MULTIPLES = {"feed-forward": 32, "convolution-chain": 16}
+MULTIPLES = {"feed-forward": 32, "convolution-chain": 8}
 """Of what is left, by kind of site: whole blocks of quantized weights, and of channels as kernels lay them out."""
 
 

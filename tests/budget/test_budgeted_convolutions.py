@@ -84,7 +84,7 @@ def test_channels_between_convolutions_go_under_a_budget() -> None:
     assert flops.measured <= flops.allowed
     after, result = apply_graft(chosen, pictures(), (), surroundings)
     assert len(result.changed) == 1
-    assert [one.choice for one in record.places] == ["prune-neurons:ratio=0.5:multiple=16"]
+    assert [one.choice for one in record.places] == ["prune-neurons:ratio=0.5:multiple=8"]
     assert sum(weight.numel() for weight in after.weights().values()) < 0.5 * sum(
         weight.numel() for weight in pictures().weights().values()
     )

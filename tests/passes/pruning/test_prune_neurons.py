@@ -159,7 +159,7 @@ def test_channels_go_with_their_factors_in_a_gate(
 
 @pytest.mark.parametrize(
     ("kind", "multiple", "ratios"),
-    [("feed-forward", 32, [0.9, 0.75, 0.5]), ("convolution-chain", 16, [0.9, 0.75, 0.5, 0.25]), ("linear", 0, [])],
+    [("feed-forward", 32, [0.9, 0.75, 0.5]), ("convolution-chain", 8, [0.9, 0.75, 0.5, 0.25]), ("linear", 0, [])],
 )
 def test_what_a_budget_is_offered(kind: str, multiple: int, ratios: list[float]) -> None:
     offered = [one for one in PruneNeurons.candidates(kind) if isinstance(one, PruneNeurons)]
