@@ -69,8 +69,8 @@ def _variants(model: str, sizes: tuple[str, ...]) -> dict[str, Variant]:
     found = {f"{model}, budget size={size}": Variant(model, ALLOWED, f"size={size}") for size in sizes}
     for name, grafts in {
         "8 bits": "quantize:bits=8:activations=none:embeddings=8",
-        "4 bits": "quantize:bits=4:group=32:embeddings=4",
-        "4 bits, blocks of 128": "quantize:bits=4:group=128:embeddings=4",
+        "4 bits": "quantize:bits=4:group=32:embeddings=4:keep_grid=false",
+        "4 bits, blocks of 128": "quantize:bits=4:group=128:embeddings=4:keep_grid=false",
         "3 bits": "quantize-weights:format=int3:block=64",
     }.items():
         found[f"{model}, {name}, to the nearest"] = Variant(model, f"{grafts}:{NEAREST}")
