@@ -34,9 +34,7 @@ OFFERED = {"feed-forward": (0.9, 0.75, 0.5), "convolution-chain": (0.9, 0.75, 0.
 products, fewer channels save too.
 """
 MULTIPLES = {"feed-forward": 32, "convolution-chain": 8}
-"""Of what is left, by kind of site: whole blocks of quantized weights; whole vectors of channels, of 8 since small models
-have few.
-"""
+"""Of what is left, by kind of site: whole blocks of quantized weights; whole vectors of channels."""
 
 
 @dataclass(frozen=True)
