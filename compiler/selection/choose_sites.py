@@ -49,7 +49,7 @@ def choose_sites(graft: Graft, sites: Sequence[Site], program: Program, context:
     if choice.share is not None and candidates:
         if not context.data.ranking:
             raise CompilerError(doing, "there is no data to rank sites on", "Give some with --data, or name layers.")
-        ranking = rank_sites(graft, candidates, program, context, share_count(choice.share, len(candidates)))
+        ranking = rank_sites(graft, candidates, program, context, choice.share)
         dear = frozenset(cost.node for cost in ranking.costs) - ranking.chosen()
     kept = {site.output.name for site in candidates} - dear
     left_out = [
@@ -60,8 +60,10 @@ def choose_sites(graft: Graft, sites: Sequence[Site], program: Program, context:
     return ChosenSites(tuple(site for site in sites if site.output.name in kept), tuple(left_out), ranking)
 
 
-def rank_sites(graft: Graft, sites: Sequence[Site], program: Program, context: PassContext, count: int) -> SiteRanking:
-    """What each of `sites` costs when it alone is replaced, of which `count` are to be taken.
+def rank_sites(
+    graft: Graft, sites: Sequence[Site], program: Program, context: PassContext, share: float
+) -> SiteRanking:
+    """What each of `sites` costs when it alone is replaced, of which a `share` is to be taken.
 
     Sites that the graft refuses are not among them. What an earlier run measured is not measured again.
     """
@@ -76,7 +78,7 @@ def rank_sites(graft: Graft, sites: Sequence[Site], program: Program, context: P
     return SiteRanking(
         rank=graft.rank,
         costs=tuple(costs),
-        count=count,
+        count=share_count(share, len(costs)),
         error_name=error_name(program),
         data=ranking_data(context, probes),
         seconds=time.perf_counter() - started,
