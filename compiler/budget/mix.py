@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     from compiler.program import Program
     from compiler.registry import Registry
 
-MOST_ROUNDS = 3
-"""Times that a mix is lowered on trial and chosen anew where it was over a limit."""
+MOST_ROUNDS = 5
+"""Mixes that are lowered on trial, at most, where each was over a limit."""
 NOISE = 0.01
 """Part of a latency by which it may be over its limit: it is no more certain than that."""
 FRONTIER_POINTS = 12
@@ -113,22 +113,27 @@ class _Search:
         self._part_count = sum(place.is_part for place in places)
         self._whole = WholeModel(program, context, timed=timed)
         self._measured: Measured = Measuring(program, context, places, budget.choices(context), timed).run()
+        self._pace = self._pace_inside() if timed else 1.0
 
     def found(self) -> tuple[Graft, MixRecord]:
         """The stand-ins and the record."""
         whole = [self._whole.amount(limit.quantity) for limit in self._limits]
         allowed = [limit.of(amount) for limit, amount in zip(self._limits, whole, strict=True)]
         room = list(allowed)
-        for turn in range(1, MOST_ROUNDS + 1):
+        tried: list[list[Candidate]] = []
+        while len(tried) < MOST_ROUNDS:
             try:
-                chosen = self._allocated(room) if turn == 1 else self._nearest(room)
+                chosen = self._nearest(room) if tried else self._allocated(room)
             except OutOfReachError as error:
-                if turn == 1:
+                if not tried:
                     raise self._too_little(error, whole) from None
                 break
+            if chosen in tried:
+                break
+            tried.append(chosen)
             pairs = [(one.place, one.choice) for one in chosen if one.choice is not None]
             made = _proposals(pairs, self._program, self._context)
-            self._context.progress(f"budget: lowering the mix on trial, {turn} of {MOST_ROUNDS} at most")
+            self._context.progress(f"budget: lowering the mix on trial, {len(tried)} of {MOST_ROUNDS} at most")
             uses = self._whole.of_mix(made, [limit.quantity for limit in self._limits])
             rows = tuple(
                 LimitRecord(limit.quantity, str(limit), w, a, self._expected(chosen, limit), use)
@@ -144,7 +149,8 @@ class _Search:
         """One candidate for each part, or for several, at least cost."""
         candidates = self._measured.candidates
         offers = [
-            Offer(one.place.covers, one.cost, tuple(_use(one, limit) for limit in self._limits)) for one in candidates
+            Offer(one.place.covers, one.cost, tuple(self._use(one, limit) for limit in self._limits))
+            for one in candidates
         ]
         room = [most - self._rest(limit) for most, limit in zip(allowed, self._limits, strict=True)]
         return [candidates[index] for index in allocate(offers, self._part_count, room)]
@@ -160,11 +166,22 @@ class _Search:
 
     def _rest(self, limit: Limit) -> float:
         """What is used outside of all places."""
-        replaced = sum(_use(one, limit) for one in self._measured.candidates if one.choice is None)
+        replaced = sum(self._use(one, limit) for one in self._measured.candidates if one.choice is None)
         return self._whole.unchanged(limit.quantity) - replaced
 
     def _expected(self, chosen: Sequence[Candidate], limit: Limit) -> float:
-        return self._rest(limit) + sum(_use(one, limit) for one in chosen)
+        return self._rest(limit) + sum(self._use(one, limit) for one in chosen)
+
+    def _use(self, one: Candidate, limit: Limit) -> float:
+        """What a candidate uses of a limited quantity, inside the model."""
+        if limit.quantity == "latency":
+            return self._pace * _seconds(one)
+        return float(one.figures.bytes if limit.quantity == "size" else one.figures.flops)
+
+    def _pace_inside(self) -> float:
+        """What part of the time that a layer takes alone it takes inside the model, where neighbours are fused."""
+        alone = sum(_seconds(one) for one in self._measured.candidates if one.choice is None)
+        return min(1.0, self._whole.unchanged("latency") / alone) if alone else 1.0
 
     def _too_little(self, error: OutOfReachError, whole: Sequence[float]) -> CompilerError:
         least = [
@@ -236,22 +253,19 @@ def _held(row: LimitRecord) -> bool:
 
 def _room(room: float, row: LimitRecord, unchanged: float) -> float:
     """What is allowed of the sum after a mix that was lowered: less, where it was over its limit, by as much or by what
-    it takes if of every saving that is expected only that part comes true which did here.
+    it takes if of every saving that is expected only that part comes true which did here; less than it in any case.
     """
     if _held(row):
         return room
     expected, saved = unchanged - row.expected, unchanged - row.measured
     scaled = unchanged - (unchanged - row.allowed) * expected / saved if saved > 0 else room
-    return min(scaled, room - (row.measured - row.allowed))
+    return min(scaled, room - (row.measured - row.allowed), row.expected * (1 - 1e-6))
 
 
-def _use(one: Candidate, limit: Limit) -> float:
-    """What a candidate uses of a limited quantity."""
-    if limit.quantity == "latency":
-        seconds = one.figures.seconds
-        assert seconds is not None
-        return seconds
-    return float(one.figures.bytes if limit.quantity == "size" else one.figures.flops)
+def _seconds(one: Candidate) -> float:
+    seconds = one.figures.seconds
+    assert seconds is not None
+    return seconds
 
 
 def _proposals(

@@ -1,7 +1,8 @@
 """Stand-ins as a backend lowers them, alone and on trial: the bytes of the payload and the seconds of a run.
 
 A stand-in is lowered alone at the sizes at which it is called, beside the original. What a module weighs depends on its
-shapes and not on its numbers, so that one figure serves every site of a shape, in later runs too.
+shapes and not on its numbers, so that one figure serves every site of a shape, in later runs too. What it takes to call
+anything at all is timed too and left out: a layer inside a model is not called.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from compiler.target import Target
 
 KIND, FILE_NAME = "stand-ins", "figures.json"
+LEAST_SECONDS = 1e-7
+"""What is no slower than a call of nothing counts as this."""
 
 Shape = tuple[tuple[int, ...], torch.dtype]
 
@@ -35,7 +38,7 @@ Shape = tuple[tuple[int, ...], torch.dtype]
 class Figures:
     """What a stand-in uses: bytes of its payload, FLOPs of a call, and seconds beside those of the original.
 
-    `seconds` is None where nothing was timed.
+    Seconds are those beyond a call of nothing; None where nothing was timed.
     """
 
     bytes: int
@@ -82,9 +85,16 @@ class StandAlone:
         with lowered_on_trial(_program(module, inputs), self._backend, self._target) as ours:
             if not self._timed:
                 return Figures(ours.bytes, flops)
-            with lowered_on_trial(_program(original, inputs), self._backend, self._target) as theirs:
-                seconds = alternating_seconds({"ours": ours.call(inputs), "theirs": theirs.call(inputs)})
-            return Figures(ours.bytes, flops, *(statistics.median(one) for one in seconds.values()))
+            with (
+                lowered_on_trial(_program(original, inputs), self._backend, self._target) as theirs,
+                lowered_on_trial(_program(_Nothing(), inputs), self._backend, self._target) as nothing,
+            ):
+                calls = {"ours": ours, "theirs": theirs, "nothing": nothing}
+                seconds = alternating_seconds({name: one.call(inputs) for name, one in calls.items()})
+            medians = {name: statistics.median(one) for name, one in seconds.items()}
+            return Figures(
+                ours.bytes, flops, *(max(LEAST_SECONDS, medians[k] - medians["nothing"]) for k in ("ours", "theirs"))
+            )
 
     def _write(self, path: Path) -> None:
         path.write_text(json.dumps({form: asdict(one) for form, one in self._known.items()}), encoding="utf-8")
@@ -105,6 +115,14 @@ class Several(nn.Module):
             found.append(made[0] if isinstance(made, tuple) else made)
             given = given[count:]
         return tuple(found)
+
+
+class _Nothing(nn.Module):
+    """Takes any inputs and gives one number of each, so that what is left to time is a call."""
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        """[1] each."""
+        return tuple(one.flatten()[:1] for one in inputs)
 
 
 def drawn(shapes: Sequence[Shape]) -> tuple[Tensor, ...]:

@@ -182,12 +182,34 @@ def saving_only(part: float, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(WholeModel, "of_mix", uses)
 
 
+def tried_mixes(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, ...]]:
+    """What is lowered on trial from now on, as it is tried: the note of each stand-in."""
+    found: list[tuple[str, ...]] = []
+    true_uses = WholeModel.of_mix
+
+    def uses(whole: WholeModel, made: Any, quantities: Sequence[str]) -> list[float]:
+        found.append(tuple(f"{key}: {getattr(one, 'note', '')}" for key, one in made.items()))
+        return true_uses(whole, made, quantities)
+
+    monkeypatch.setattr(WholeModel, "of_mix", uses)
+    return found
+
+
 def test_a_mix_that_saves_less_than_expected_is_chosen_anew(monkeypatch: pytest.MonkeyPatch) -> None:
     saving_only(0.85, monkeypatch)
     record = BudgetedMix(limits=("size=0.4",)).planned(program(), context())[1]
     assert record is not None
     assert record.limits[0].measured <= record.limits[0].allowed
     assert record.limits[0].expected < 0.9 * record.limits[0].allowed
+
+
+def test_no_mix_is_lowered_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried = tried_mixes(monkeypatch)
+    saving_only(0.5, monkeypatch)
+    with pytest.raises(CompilerError, match="no mix was found that keeps to"):
+        BudgetedMix(limits=("size=0.45",)).planned(program(), context())
+    assert len(tried) > 1
+    assert len(set(tried)) == len(tried)
 
 
 def test_a_limit_that_no_mix_holds_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
