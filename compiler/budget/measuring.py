@@ -90,6 +90,7 @@ class Measuring:
     places: Sequence[Place]
     choices: Mapping[str, Sequence[Choice]]
     timed: bool
+    digest: str = field(init=False)
     kept: KeptCosts = field(init=False)
     copies: SiteCopies = field(init=False)
     alone: StandAlone = field(init=False)
@@ -97,7 +98,8 @@ class Measuring:
     def __post_init__(self) -> None:
         assert self.context.backend is not None
         offered = [choice for found in self.choices.values() for choice in found]
-        self.kept = KeptCosts(costs_digest(self.program, self.context, offered))
+        self.digest = costs_digest(self.program, self.context, offered)
+        self.kept = KeptCosts(self.digest)
         self.copies = SiteCopies(self.program, self.context.data, [s for place in self.places for s in place.sites])
         self.alone = StandAlone(self.context.backend, self.context.target, timed=self.timed)
 

@@ -1,6 +1,6 @@
 """The graft behind `--budget`: chooses a stand-in for each site among those of all grafts, and puts the chosen ones in.
 
-    measure     every candidate of every place: its cost, bytes, FLOPs, seconds          (measuring.py)
+    measure     every candidate of every place: its cost, bytes, FLOPs, seconds          (measuring.py, inside.py)
     allocate    one candidate a place, at least cost within the limits                   (allocation.py)
     propose     the chosen stand-ins in graph order, each fitted to what those before it leave
     lower       the result, on trial: where it is over a limit after all, the limit is lowered by that, and again
@@ -16,14 +16,14 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from compiler.budget.allocation import Offer, OutOfReachError, allocate
-from compiler.budget.chosen_mix import NAME, ChosenMix, Key, site_key
+from compiler.budget.chosen_mix import NAME, ChosenMix, propose_chosen
+from compiler.budget.inside import timed_inside
 from compiler.budget.limits import Limit, read_limits
 from compiler.budget.measuring import Candidate, Measured, Measuring
 from compiler.budget.places import Choice, Place, choices_for, find_places, offers_anything
 from compiler.budget.record import ChosenPlace, FrontierPoint, LimitRecord, MixRecord
 from compiler.budget.whole_model import WholeModel
 from compiler.errors import CompilerError, nearest_hint
-from compiler.quantization.calibration_walk import CalibrationWalk
 from compiler.rewriting import BUDGETED_KINDS, Graft, PassContext, Replacement
 from compiler.sites import Refusal, Site
 
@@ -77,7 +77,7 @@ class BudgetedMix(Graft):
         places = find_places(program)
         if self.mix:
             chosen = self._as_said(places, context)
-            made = _proposals(chosen, program, context)
+            made = propose_chosen(chosen, program, context)
             rows = (ChosenPlace(place.name, place.kind, choice.text) for place, choice in chosen)
             return ChosenMix(made), MixRecord(tuple(rows))
         return _Search(self, places, program, context).found()
@@ -112,8 +112,11 @@ class _Search:
         timed = any(limit.quantity == "latency" for limit in self._limits)
         self._part_count = sum(place.is_part for place in places)
         self._whole = WholeModel(program, context, timed=timed)
-        self._measured: Measured = Measuring(program, context, places, budget.choices(context), timed).run()
-        self._pace = self._pace_inside() if timed else 1.0
+        measuring = Measuring(program, context, places, budget.choices(context), timed)
+        self._measured: Measured = measuring.run()
+        if timed:
+            inside = timed_inside(self._measured.candidates, self._whole, program, context, measuring.digest)
+            self._measured = replace(self._measured, candidates=inside)
 
     def found(self) -> tuple[Graft, MixRecord]:
         """The stand-ins and the record."""
@@ -132,7 +135,7 @@ class _Search:
                 break
             tried.append(chosen)
             pairs = [(one.place, one.choice) for one in chosen if one.choice is not None]
-            made = _proposals(pairs, self._program, self._context)
+            made = propose_chosen(pairs, self._program, self._context)
             self._context.progress(f"budget: lowering the mix on trial, {len(tried)} of {MOST_ROUNDS} at most")
             uses = self._whole.of_mix(made, [limit.quantity for limit in self._limits])
             rows = tuple(
@@ -149,8 +152,7 @@ class _Search:
         """One candidate for each part, or for several, at least cost."""
         candidates = self._measured.candidates
         offers = [
-            Offer(one.place.covers, one.cost, tuple(self._use(one, limit) for limit in self._limits))
-            for one in candidates
+            Offer(one.place.covers, one.cost, tuple(_use(one, limit) for limit in self._limits)) for one in candidates
         ]
         room = [most - self._rest(limit) for most, limit in zip(allowed, self._limits, strict=True)]
         return [candidates[index] for index in allocate(offers, self._part_count, room)]
@@ -166,22 +168,11 @@ class _Search:
 
     def _rest(self, limit: Limit) -> float:
         """What is used outside of all places."""
-        replaced = sum(self._use(one, limit) for one in self._measured.candidates if one.choice is None)
+        replaced = sum(_use(one, limit) for one in self._measured.candidates if one.choice is None)
         return self._whole.unchanged(limit.quantity) - replaced
 
     def _expected(self, chosen: Sequence[Candidate], limit: Limit) -> float:
-        return self._rest(limit) + sum(self._use(one, limit) for one in chosen)
-
-    def _use(self, one: Candidate, limit: Limit) -> float:
-        """What a candidate uses of a limited quantity, inside the model."""
-        if limit.quantity == "latency":
-            return self._pace * _seconds(one)
-        return float(one.figures.bytes if limit.quantity == "size" else one.figures.flops)
-
-    def _pace_inside(self) -> float:
-        """What part of the time that a layer takes alone it takes inside the model, where neighbours are fused."""
-        alone = sum(_seconds(one) for one in self._measured.candidates if one.choice is None)
-        return min(1.0, self._whole.unchanged("latency") / alone) if alone else 1.0
+        return self._rest(limit) + sum(_use(one, limit) for one in chosen)
 
     def _too_little(self, error: OutOfReachError, whole: Sequence[float]) -> CompilerError:
         least = [
@@ -262,33 +253,13 @@ def _room(room: float, row: LimitRecord, unchanged: float) -> float:
     return min(scaled, room - (row.measured - row.allowed), row.expected * (1 - 1e-6))
 
 
-def _seconds(one: Candidate) -> float:
-    seconds = one.figures.seconds
-    assert seconds is not None
-    return seconds
-
-
-def _proposals(
-    chosen: Sequence[tuple[Place, Choice]], program: Program, context: PassContext
-) -> dict[Key, Replacement | Refusal]:
-    """Stand-ins for the chosen places in graph order, each fitted to inputs that went through those before it."""
-    position = {node: index for index, node in enumerate(program.graph.nodes)}
-    order = sorted(chosen, key=lambda one: position[one[0].sites[0].output])
-    inside = {site.output: site.inputs for place, _ in order for site in place.sites}
-    walk = CalibrationWalk(program, context.data, inside)
-    made: dict[Key, Replacement | Refusal] = {}
-    for index, (place, choice) in enumerate(order, 1):
-        context.progress(f"budget: {place.name}, {index} of {len(order)}: {choice.text}")
-        shared = replace(context, walk=walk if len(place.sites) == 1 else None)
-        proposals = list(choice.graft.propose_all(place.sites, program, shared))
-        if refused := next((one for one in proposals if isinstance(one, Refusal)), None):
-            proposals = [refused for _ in proposals]
-        for site, proposal in zip(place.sites, proposals, strict=True):
-            if isinstance(proposal, Replacement):
-                proposal.note = f"{choice.text}: {proposal.note}"
-                walk.replace(site, proposal.module)
-            made[site_key(site)] = proposal
-    return made
+def _use(one: Candidate, limit: Limit) -> float:
+    """What a candidate uses of a limited quantity."""
+    if limit.quantity == "latency":
+        seconds = one.figures.seconds
+        assert seconds is not None
+        return seconds
+    return float(one.figures.bytes if limit.quantity == "size" else one.figures.flops)
 
 
 def _graft(text: str, known: Mapping[str, type]) -> Graft:
