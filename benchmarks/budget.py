@@ -40,9 +40,10 @@ NEAREST = "rounding=nearest"
 ALLOWED = ",".join(
     (
         "quantize:bits=8:activations=none:embeddings=8",
-        "quantize:bits=4:group=32:embeddings=6",
-        "quantize:bits=4:group=128:embeddings=4:keep_grid=false",
+        "quantize:bits=4:embeddings=4:scale_bits=8",
+        "quantize:bits=4:group=128:embeddings=4:keep_grid=false:scale_bits=8",
         "quantize-weights:format=int3:block=64",
+        "quantize:bits=2:group=64:embeddings=4:keep_grid=false:scale_bits=8",
     )
 )
 """What budgets choose among: few settings, so that a search takes minutes."""

@@ -40,6 +40,7 @@ from compiler.quantization.stand_ins import (
     BlockForm,
     LinearWeights,
     Rounding,
+    ScaleBits,
     block_at_least,
     block_linear,
     block_that_divides,
@@ -97,6 +98,7 @@ class Quantize(ChoosesLayers, Graft):
         True
     )
     embeddings: Annotated[Literal[8, 6, 4] | None, "bits of an embedding table"] = 6
+    scale_bits: Annotated[ScaleBits, "bits of a block's scale: 16, or 8 beside a float16 a row, for weights only"] = 16
     sites: Annotated[tuple[str, ...], "only sites whose names match, as in layers.0.*+layers.1.*"] = ()
     skip: Annotated[tuple[str, ...], "sites to leave as they are"] = ()
 
@@ -186,22 +188,24 @@ class Quantize(ChoosesLayers, Graft):
         ]
         choices = (2, 4, 8) if self._average < 4 else (4, 8)
         forms = {
-            bits: BlockForm(bits, self._group(bits), self.clip, self.symmetric, self.keep_grid) for bits in choices
+            bits: BlockForm(bits, self._group(bits), self.clip, self.symmetric, self.keep_grid, self.scale_bits)
+            for bits in choices
         }
         return planned_bits(linear, program, context, forms, self._average)
 
     @classmethod
     def candidates(cls, kind: str) -> Iterable[Graft]:
         """Bits, blocks, kinds of activations, and a grid of 4 bits that weights lie on: it takes more than long blocks.
-        For tables, those of the product that may share one too.
+        For tables, those of the product that may share one too. Scales are bytes but for that grid as it is.
         """
         if kind == "linear":
             yield from (cls(), cls(activations="static"), cls(bits=4, activations="none"))
+            yield cls(bits=4, activations="none", scale_bits=8)
             for bits, group in CANDIDATE_BLOCKS:
-                yield cls(bits=bits, group=group, activations="none", keep_grid=False)
+                yield cls(bits=bits, group=group, activations="none", keep_grid=False, scale_bits=8)
         elif kind == "embedding":
             yield from (cls(embeddings=8), cls(embeddings=6))
-            yield from (cls(embeddings=4, group=group) for group in (32, 64, 128))
+            yield from (cls(embeddings=4, group=group, scale_bits=8) for group in (32, 64, 128))
         elif kind == "convolution":
             yield from (cls(), cls(activations="static"))
 
@@ -240,13 +244,14 @@ class Quantize(ChoosesLayers, Graft):
 
     def _blocks(self, layer: LinearWeights, bits: int) -> Replacement:
         block_size = min(self._group(bits), block_at_least(layer.weight.shape[1]))
-        form = BlockForm(bits, block_size, self.clip, self.symmetric, self.keep_grid)
+        form = BlockForm(bits, block_size, self.clip, self.symmetric, self.keep_grid, self.scale_bits)
         module = block_linear(layer, form, self.rounding)
+        scales = ", scales in a byte" if self.scale_bits == 8 else ""
         if module.exact:
-            return Replacement(
-                module, f"{bits}-bit weights in the blocks of {module.block_size} that they lie in already"
-            )
-        note = f"{bits}-bit weights in blocks of {form.block_size}{said_of_rounding(self.rounding, layer)}"
+            note = f"{bits}-bit weights in the blocks of {module.block_size} that they lie in already{scales}"
+            finer = (lambda: replace(self, scale_bits=16)._blocks(layer, bits)) if self.scale_bits == 8 else None
+            return Replacement(module, note, gentler=finer)
+        note = f"{bits}-bit weights in blocks of {form.block_size}{scales}{said_of_rounding(self.rounding, layer)}"
         gentler = (lambda: self._blocks(layer, 2 * bits)) if bits < 8 else None
         return Replacement(
             module, note, heal=("gains",), alone=False, learn=module.learn_scales, settle=module.settle, gentler=gentler
@@ -268,7 +273,7 @@ class Quantize(ChoosesLayers, Graft):
             packed_width(stored.shape[1], self.embeddings)
         except ValueError as error:
             return Refusal(f"a row does not pack: {error}", site.output.name, site.name, site.kind)
-        module = quantized_table(stored.detach(), self.embeddings, self.clip, stored.dtype, self.group)
+        module = quantized_table(stored.detach(), self.embeddings, self.clip, stored.dtype, self.group, self.scale_bits)
         gentler = (lambda: replace(self, embeddings=8)._table(site, stored)) if self.embeddings < 8 else None
         return Replacement(module, f"{self.embeddings}-bit table", gentler=gentler)
 
@@ -281,7 +286,7 @@ class Quantize(ChoosesLayers, Graft):
         if block_size is None:
             reason = f"its weight is shared, and rows of {stored.shape[1]} fill no whole blocks"
             return Refusal(reason, site.output.name, site.name, site.kind)
-        form = BlockForm(bits, block_size, self.clip, self.symmetric)
+        form = BlockForm(bits, block_size, self.clip, self.symmetric, scale_bits=self.scale_bits)
         packed, bias = tables.packed(site, form), site.bindings.get("bias")
         module: nn.Module
         if site.kind == "embedding":

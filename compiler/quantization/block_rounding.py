@@ -20,13 +20,16 @@ TABLE_ROWS_AT_ONCE = 2048
 
 
 class Form(Protocol):
-    """How blocks of `block_size` weights are stored; `refits` says whether scales can be any numbers."""
+    """How blocks of `block_size` weights are stored; `refits` says whether scales can be any numbers, and `stored`
+    rounds them as files hold them.
+    """
 
     @property
     def block_size(self) -> int: ...
     def grid(self, blocks: Tensor, importance: Tensor | None = None) -> Grid: ...
     def packed(self, codes: Tensor, grid: Grid) -> PackedBlocks: ...
     def refits(self) -> bool: ...
+    def stored(self, grid: Grid) -> Grid: ...
 
 
 def nearest_blocks(weight: Tensor, form: Form) -> PackedBlocks:
@@ -62,7 +65,7 @@ def _compensated(blocks: Tensor, form: Form, firm: Tensor, compensation: Compens
     flat = replace(grid, scale=_per_input(grid.scale, size), zero=_per_input(grid.zero, size))
     codes = compensation.codes(weight, flat).reshape(blocks.shape)
     if form.refits():
-        grid = replace(grid, scale=refitted_scales(weight, grid, codes, firm)).in_half()
+        grid = form.stored(replace(grid, scale=refitted_scales(weight, grid, codes, firm)))
     return form.packed(codes, grid)
 
 

@@ -5,7 +5,8 @@
     Q8_0   w = d q              q -127..127 d = largest magnitude / 127
 
 Blocks are of 32 numbers, d and m float16. Found again, codes and steps give the weights to float32's rounding, so that
-nothing is lost where rounding anew to another grid of as many bits would lose as much as with any other weights.
+nothing is lost where rounding anew to another grid of as many bits would lose as much as with any other weights. With
+d and m in a byte each (`byte_scales`) next to nothing is lost either, and Q4_1 takes 4.5 bits a number in place of 5.
 Source: llama.cpp, ggml-quants.c (block_q4_0, block_q4_1, block_q8_0).
 """
 
@@ -16,6 +17,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from compiler.quantization.byte_scales import nearest_bytes
 from compiler.quantization.modules import PackedBlocks
 from compiler.quantization.packing import pack_codes
 
@@ -28,16 +30,26 @@ Blocks = Callable[[Tensor, int], tuple[Tensor, Tensor]]
 """From numbers [rows, blocks, 32] and bits to the steps and zero points [rows, blocks, 1] they would have."""
 
 
-def kept_grid(weight: Tensor, bits: int, *, whole_zero_points: bool = False) -> PackedBlocks | None:
-    """The blocks that `weight` [rows, width] of 4 or 8 bits was made of; None where it lies on none of the grids.
-
-    `whole_zero_points` leaves out grids whose zero lies between codes, which only products have a kernel for.
-    """
+def kept_grid(weight: Tensor, bits: int) -> PackedBlocks | None:
+    """The blocks that `weight` [rows, width] of 4 or 8 bits was made of; None where it lies on none of the grids."""
     if bits not in (4, 8) or weight.shape[1] % BLOCK_SIZE:
         return None
-    if (found := _on(weight, bits, _around_middle)) is not None or bits == 8 or whole_zero_points:
+    if (found := _on(weight, bits, _around_middle)) is not None or bits == 8:
         return found
     return _on(weight, bits, _from_lowest)
+
+
+def kept_in_bytes(weight: Tensor, kept: PackedBlocks) -> PackedBlocks:
+    """`kept` of `weight` [rows, width], its d and m in a byte each; as it is where float16 has no number for a row."""
+    middle = torch.full_like(kept.scales, 2 ** (kept.bits - 1)) if kept.zero_points is None else kept.zero_points
+    scales, lowest = nearest_bytes(kept.scales), nearest_bytes(-middle * kept.scales, with_zero=True)
+    if scales is None or lowest is None:
+        return kept
+    zero = middle if kept.zero_points is None else -lowest.values / scales.values
+    blocks = torch.unflatten(weight.detach().float(), -1, (-1, kept.block_size))
+    codes = (blocks / scales.values[..., None] + zero[..., None]).round_().clamp_(0, 2**kept.bits - 1)
+    points = None if kept.zero_points is None else zero
+    return PackedBlocks(pack_codes(codes.to(torch.uint8), kept.bits), scales.values, points, kept.bits, kept.block_size)
 
 
 def _on(weight: Tensor, bits: int, grid_of: Blocks) -> PackedBlocks | None:

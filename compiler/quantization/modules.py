@@ -15,6 +15,7 @@ from compiler.ops.dynamic_quantized_linear import dynamic_quantized_linear
 from compiler.ops.quantized_embedding import quantized_embedding
 from compiler.ops.quantized_linear import quantized_linear
 from compiler.quantization.block_product import BlockProduct
+from compiler.quantization.byte_scales import exact_bytes
 from compiler.quantization.packing import pack_codes, pack_zero_points, unpack_codes, unpack_zero_points
 from compiler.quantization.scales import Grid
 
@@ -147,10 +148,12 @@ class ScaledBlocks(nn.Module):
         raise NotImplementedError
 
     def settle(self) -> None:
-        """Put the gains into the scales, and be as before."""
+        """Put the gains into the scales, stored as they were, and be as before."""
         if self.gains is not None:
             learned = (self.scales.float() * (1 + self.gains.detach()))[..., None]
-            self.scales = Grid(learned, learned, 0, 0).in_half().scale[..., 0].to(self.scales.dtype).contiguous()
+            grid = Grid(learned, learned, 0, 0)
+            held = grid.in_half() if exact_bytes(self.scales) is None else grid.in_bytes()
+            self.scales = held.scale[..., 0].to(self.scales.dtype).contiguous()
         self.gains = self.steps = None
 
 

@@ -13,6 +13,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from compiler.quantization.byte_scales import nearest_bytes
+
 Clip = Literal["mse", "none"]
 
 ZERO_SHIFTS = (0, -1, 1)
@@ -59,6 +61,13 @@ class Grid:
         rounded = torch.where(self.scale.abs() <= SMALLEST_SCALE, SMALLEST_HALF, self.scale).half().float()
         fits = torch.isfinite(rounded).all() and bool((rounded.abs() >= SMALLEST_HALF).all())
         return replace(self, scale=rounded) if fits else self
+
+    def in_bytes(self) -> Grid:
+        """With scales [rows, blocks, 1] rounded to a byte each beside a number a row; in float16 where float16 has no
+        such number.
+        """
+        held = nearest_bytes(self.scale[..., 0])
+        return self.in_half() if held is None else replace(self, scale=held.values[..., None])
 
 
 def symmetric_grid(weight: Tensor, bits: int, clip: Clip) -> Grid:

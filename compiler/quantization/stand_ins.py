@@ -12,7 +12,7 @@ from torch import Tensor
 from compiler.calibration import ActivationStatistics
 from compiler.quantization.block_rounding import TABLE_ROWS_AT_ONCE, Form, compensated_blocks, nearest_blocks
 from compiler.quantization.compensation import compensated_codes, damped
-from compiler.quantization.kept_grid import kept_grid
+from compiler.quantization.kept_grid import kept_grid, kept_in_bytes
 from compiler.quantization.modules import (
     BlockQuantizedLinear,
     DynamicQuantizedLinear,
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from compiler.sites import Site
 
 Rounding = Literal["compensated", "nearest"]
+ScaleBits = Literal[16, 8]
 
 SMALLEST_SITE = 1024
 """Weights below which a site costs more in kernel calls than it saves in bytes."""
@@ -80,7 +81,8 @@ def linear_weights(site: Site, program: Program, statistics: ActivationStatistic
 @dataclass(frozen=True)
 class BlockForm:
     """How weights are stored in blocks: `symmetric` None means zero points below 8 bits only. With `keep_grid`, weights
-    that lie on a grid of so many bits already keep that, whatever the rest says.
+    that lie on a grid of so many bits already keep that, whatever the rest says but `scale_bits`: 16, or 8 beside a
+    number a row.
     """
 
     bits: int
@@ -88,6 +90,7 @@ class BlockForm:
     clip: Clip
     symmetric: bool | None = None
     keep_grid: bool = False
+    scale_bits: ScaleBits = 16
 
     @property
     def zero_points(self) -> bool:
@@ -97,7 +100,11 @@ class BlockForm:
     def grid(self, blocks: Tensor, importance: Tensor | None = None) -> Grid:
         """Unsigned codes for blocks [out, blocks, block_size]; importance [blocks, block_size] weights the errors."""
         make = asymmetric_grid if self.zero_points else lopsided_grid
-        return make(blocks, self.bits, self.clip, importance).in_half()
+        return self.stored(make(blocks, self.bits, self.clip, importance))
+
+    def stored(self, grid: Grid) -> Grid:
+        """With scales as files hold them."""
+        return grid.in_bytes() if self.scale_bits == 8 else grid.in_half()
 
     def refits(self) -> bool:
         """Scales may be any numbers."""
@@ -141,6 +148,8 @@ def wants_row_scales(layer: LinearWeights) -> bool:
 def block_linear(layer: LinearWeights, form: BlockForm, rounding: Rounding) -> BlockQuantizedLinear:
     """Weight-only codes in blocks of inputs. Inputs are padded up to a whole block."""
     kept = kept_grid(layer.weight, form.bits) if form.keep_grid else None
+    if kept is not None and form.scale_bits == 8:
+        kept = kept_in_bytes(layer.weight, kept)
     packed = rounded_blocks(layer, form, rounding) if kept is None else kept
     return BlockQuantizedLinear(packed, layer.bias, exact=kept is not None)
 
@@ -162,9 +171,10 @@ def int8_convolution(
 
 
 def quantized_table(
-    table: Tensor, bits: int, clip: Clip, dtype: torch.dtype, block_size: int | None = None
+    table: Tensor, bits: int, clip: Clip, dtype: torch.dtype, block_size: int | None = None, scale_bits: ScaleBits = 16
 ) -> QuantizedEmbedding:
     """A table [vocabulary, width] in few bits: one scale a row, at four bits one a block of `block_size`."""
+    form = BlockForm(bits, block_size or TABLE_BLOCK_AT_4_BITS, clip, True, scale_bits=scale_bits if bits == 4 else 16)
     width = table.shape[1]
     block_size = (block_size or TABLE_BLOCK_AT_4_BITS) if bits == 4 else block_at_least(width)
     per_scale = min(block_size, width)
@@ -172,7 +182,7 @@ def quantized_table(
     for part in torch.split(table, TABLE_ROWS_AT_ONCE):
         padded = torch.nn.functional.pad(part.float(), (0, -width % per_scale))
         blocks = padded.reshape(len(part), -1, per_scale)  # [rows, blocks, per_scale]
-        grid = lopsided_grid(blocks, bits, clip).in_half()
+        grid = form.grid(blocks)
         codes.append(grid.codes(blocks).flatten(1)[:, :width].to(torch.uint8))
         scales.append(grid.scale[..., 0])  # [rows, blocks]
     return QuantizedEmbedding(torch.cat(codes), torch.cat(scales), bits, block_size, dtype)

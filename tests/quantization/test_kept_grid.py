@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -12,7 +14,8 @@ from compiler.evidence.cost import weight_bytes
 from compiler.grafting import apply_graft
 from compiler.ops.quantized_linear import dequantized_weight
 from compiler.passes.quantize import Quantize
-from compiler.quantization.kept_grid import BLOCK_SIZE, kept_grid
+from compiler.quantization.byte_scales import exact_bytes
+from compiler.quantization.kept_grid import BLOCK_SIZE, kept_grid, kept_in_bytes
 
 ROWS, BLOCKS = 5, 3
 FORMS = {"Q4_0": 4, "Q4_1": 4, "Q8_0": 8}
@@ -70,9 +73,31 @@ def test_one_number_beside_the_grid_is_enough(form: str) -> None:
     assert kept_grid(weight, FORMS[form]) is None
 
 
-def test_what_tables_have_no_kernel_for() -> None:
-    assert kept_grid(stored_weight("Q4_1"), 4, whole_zero_points=True) is None
-    assert kept_grid(stored_weight("Q4_0"), 4, whole_zero_points=True) is not None
+@pytest.mark.parametrize("form", FORMS)
+def test_steps_and_minima_fit_in_a_byte(form: str) -> None:
+    """Each is off by at most half a step of its row's byte, and a code by what that leaves of a rounding."""
+    weight = stored_weight(form)
+    found = kept_grid(weight, FORMS[form])
+    assert found is not None
+    held = kept_in_bytes(weight, found)
+    assert exact_bytes(held.scales) is not None
+    assert (held.zero_points is None) == (found.zero_points is None)
+    codes, least = 2 ** (found.bits - 1), torch.zeros(ROWS)
+    if found.zero_points is not None:
+        assert held.zero_points is not None
+        assert exact_bytes(-held.zero_points * held.scales, 1e-6) is not None
+        codes, least = 2**found.bits - 1, (found.zero_points * found.scales).abs().amax(1)
+    values = dequantized_weight(held.weight, held.scales, held.zero_points, held.bits, weight.shape[1])
+    allowed = (codes * found.scales.abs().amax(1) + least) * 0.51 / 127
+    assert bool(((values - weight).abs() <= allowed[:, None]).all())
+
+
+def test_rows_that_float16_has_no_number_for_stay_as_they_are() -> None:
+    weight = stored_weight("Q4_0")
+    found = kept_grid(weight, 4)
+    assert found is not None
+    tiny = replace(found, scales=found.scales * 2.0**-40)
+    assert kept_in_bytes(weight * 2.0**-40, tiny) is tiny
 
 
 @pytest.mark.parametrize("bits", [2, 4, 8])

@@ -14,6 +14,7 @@ from compiler.backends.onnx_runtime.graph_passes.leading_items import sort_leadi
 from compiler.backends.onnx_runtime.graph_passes.offset_products import write_offset_products
 from compiler.backends.onnx_runtime.graph_passes.packed_projections import pack_projections
 from compiler.backends.onnx_runtime.graph_passes.residual_sum import write_residuals_as_sum
+from compiler.backends.onnx_runtime.graph_passes.scales_in_bytes import store_scales_in_bytes
 
 GRAPH_PASSES: tuple[Callable[[ir.Graph], int], ...] = (
     absorb_head_transposes,
@@ -21,6 +22,7 @@ GRAPH_PASSES: tuple[Callable[[ir.Graph], int], ...] = (
     store_tables_for_gather,
     write_residuals_as_sum,
     write_offset_products,
+    store_scales_in_bytes,
     write_hard_sigmoids,
     sort_leading_items_only,
     remove_dead_nodes,

@@ -15,18 +15,21 @@ from collections.abc import Iterable
 
 import numpy as np
 import onnx_ir as ir
+import torch
 
+from compiler.backends.onnx_runtime.graph_passes.scales_in_bytes import write_bytes
 from compiler.backends.onnx_runtime.graph_passes.stored_weights import (
     is_product_in_blocks,
     register,
     register_lazily,
     stored,
 )
+from compiler.quantization.byte_scales import exact_bytes
 
 WEIGHT, SCALES, ZERO_POINTS = 1, 2, 3
 """Inputs of MatMulNBits."""
-HALF_ROUNDING = 1e-6
-"""A minimum that was float16 comes back from its zero point with float32's rounding."""
+ROUNDING = 1e-6
+"""A minimum that was float16, or a byte, comes back from its zero point with float32's rounding."""
 
 
 def write_offset_products(graph: ir.Graph) -> int:
@@ -100,30 +103,43 @@ class _Writer:
         return sums
 
     def _offsets(self, product: ir.Node) -> ir.Value:
-        """(middle - z) s as [blocks, N]; from -z s, the least weight of a block, where half the bytes hold that: then
-        ONNX Runtime computes it once, when it opens the file.
+        """(middle - z) s as [blocks, N]; from -z s, the least weight of a block, where fewer bytes hold that: then ONNX
+        Runtime computes it once, when it opens the file.
         """
         scales, zero_points, name = product.inputs[SCALES], product.inputs[ZERO_POINTS], f"{product.name}.offsets"
         assert scales is not None
         assert zero_points is not None
         middle = np.float32(2 ** (product.attributes["bits"].as_int() - 1))
-        least = -_numbers(zero_points) * _numbers(scales)
-        with np.errstate(over="ignore"):
-            halves = least.astype(np.float16)
-        if not np.allclose(halves.astype(np.float32), least, rtol=HALF_ROUNDING, atol=0.0):
+        least = self._least(product, name)
+        if least is None:
 
             def load() -> ir.TensorProtocol:
                 offsets = (middle - _numbers(zero_points)) * _numbers(scales)
                 return ir.Tensor(np.ascontiguousarray(offsets.T), name=name)
 
-            return register_lazily(self._graph, name, ir.DataType.FLOAT, ir.Shape(least.T.shape), load)
-        minima = register(self._graph, f"{name}.minima", halves)
-        to = ir.AttrInt64("to", ir.DataType.FLOAT)
-        widened = self._emit(product, "Cast", [minima], f"{name}.least", [to])
+            shape = _numbers(scales).T.shape
+            return register_lazily(self._graph, name, ir.DataType.FLOAT, ir.Shape(shape), load)
         factor = register(self._graph, f"{name}.middle", np.array(middle))
         scaled = self._emit(product, "Mul", [scales, factor], f"{name}.scaled")
-        raised = self._emit(product, "Add", [scaled, widened], f"{name}.raised")
+        raised = self._emit(product, "Add", [scaled, least], f"{name}.raised")
         return self._emit(product, "Transpose", [raised], name, [ir.AttrInt64s("perm", [1, 0])])
+
+    def _least(self, product: ir.Node, name: str) -> ir.Value | None:
+        """-z s [N, blocks] from float16, or from a byte each; None where neither holds it."""
+        scales, zero_points = product.inputs[SCALES], product.inputs[ZERO_POINTS]
+        assert scales is not None
+        assert zero_points is not None
+        least = -_numbers(zero_points) * _numbers(scales)
+        with np.errstate(over="ignore"):
+            halves = least.astype(np.float16)
+        if np.allclose(halves.astype(np.float32), least, rtol=ROUNDING, atol=0.0):
+            minima = register(self._graph, f"{name}.minima", halves)
+            to = ir.AttrInt64("to", ir.DataType.FLOAT)
+            return self._emit(product, "Cast", [minima], f"{name}.least", [to])
+        held = exact_bytes(torch.from_numpy(least), ROUNDING)
+        if held is None:
+            return None
+        return write_bytes(held, f"{name}.minima", self._graph, product, dict(product.metadata_props))
 
     def _integers(self, name: str, numbers: list[int]) -> ir.Value:
         return register(self._graph, name, np.array(numbers, np.int64))

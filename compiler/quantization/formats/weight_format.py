@@ -81,6 +81,10 @@ class WeightFormat(ABC):
         """Whether scales may be any numbers, so that they can be fitted to the codes afterwards."""
         return not self.learns_rows
 
+    def stored(self, grid: Grid) -> Grid:
+        """A grid with scales as files hold them, where they may be any numbers."""
+        return grid.in_half()
+
     def weight(self, packed: PackedBlocks, width: int) -> Tensor:
         """The definition: the weight float32 [..., width] that the bytes stand for."""
         padded = (self.steps(packed) * self.scales(packed)[..., None]).flatten(-2)

@@ -1,0 +1,67 @@
+"""Scales of blocks that are whole parts of a number a row are stored as these parts, a byte each.
+
+Before:  MatMulNBits(x, W, scales float32 [rows, blocks]), GatherBlockQuantized alike
+After:   MatMulNBits(x, W, Cast(codes int8 [rows, blocks]) * Cast(rows float16 [rows, 1]) / 4096)
+Exact:   all three are exact in float32; ONNX Runtime computes the scales once, when it opens the file.
+Leaves:  scales that lie on no such grid (compiler.quantization.byte_scales), and those that float16 holds.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+import torch
+
+from compiler.backends.onnx_runtime.graph_passes.stored_weights import register
+from compiler.quantization.byte_scales import UNIT, ByteScales, exact_bytes
+
+SCALES = 2
+"""Which input they are, of both operators."""
+READERS = ("MatMulNBits", "GatherBlockQuantized")
+UNIT_NAME = "byte_scale_unit"
+
+
+def store_scales_in_bytes(graph: ir.Graph) -> int:
+    """Rewrite all such scales; how many."""
+    readers = [node for node in graph if node.op_type in READERS and len(node.inputs) > SCALES]
+    first: dict[ir.Value, ir.Node] = {}
+    for node in readers:
+        if (scales := node.inputs[SCALES]) is not None and scales.is_initializer():
+            first.setdefault(scales, node)
+    return sum(_store(scales, node, graph) for scales, node in first.items())
+
+
+def _store(scales: ir.Value, reader: ir.Node, graph: ir.Graph) -> bool:
+    tensor = scales.const_value
+    if tensor is None or tensor.dtype != ir.DataType.FLOAT or len(tensor.shape) != 2:
+        return False
+    held = exact_bytes(torch.from_numpy(np.array(tensor.numpy())))
+    if held is None:
+        return False
+    users = scales.uses()
+    before = next(node for node in graph if any(node is user for user, _ in users))
+    written = write_bytes(held, str(scales.name), graph, before, dict(reader.metadata_props))
+    scales.replace_all_uses_with(written)
+    graph.initializers.pop(str(scales.name))
+    return True
+
+
+def write_bytes(
+    held: ByteScales, name: str, graph: ir.Graph, before: ir.Node, metadata: dict[str, str] | None = None
+) -> ir.Value:
+    """The values of `held`, float32 [rows, blocks], computed from what is stored of them."""
+    codes = register(graph, f"{name}.codes", held.codes.numpy())
+    rows = register(graph, f"{name}.rows", held.rows.numpy()[:, None])
+    unit = graph.initializers.get(UNIT_NAME) or register(graph, UNIT_NAME, np.array(UNIT, np.float32))
+
+    def emit(operator: str, inputs: list[ir.Value], name: str) -> ir.Value:
+        attributes = [ir.AttrInt64("to", ir.DataType.FLOAT)] if operator == "Cast" else []
+        value = ir.Value(name=name, type=ir.TensorType(ir.DataType.FLOAT))
+        node = ir.Node("", operator, inputs, attributes, outputs=[value], name=name, metadata_props=metadata)
+        graph.insert_before(before, node)
+        return value
+
+    in_rows = emit("Mul", [emit("Cast", [rows], f"{name}.wide_rows"), unit], f"{name}.row_units")
+    values = emit("Mul", [emit("Cast", [codes], f"{name}.wide_codes"), in_rows], f"{name}.values")
+    values.shape = ir.Shape(tuple(held.codes.shape))
+    return values
