@@ -139,7 +139,7 @@ class _Writer:
         held = exact_bytes(torch.from_numpy(least), ROUNDING)
         if held is None:
             return None
-        return write_bytes(held, f"{name}.minima", self._graph, product, dict(product.metadata_props))
+        return write_bytes(held, f"{name}.minima", self._graph, product)
 
     def _integers(self, name: str, numbers: list[int]) -> ir.Value:
         return register(self._graph, name, np.array(numbers, np.int64))

@@ -23,15 +23,12 @@ UNIT_NAME = "byte_scale_unit"
 
 def store_scales_in_bytes(graph: ir.Graph) -> int:
     """Rewrite all such scales; how many."""
-    readers = [node for node in graph if node.op_type in READERS and len(node.inputs) > SCALES]
-    first: dict[ir.Value, ir.Node] = {}
-    for node in readers:
-        if (scales := node.inputs[SCALES]) is not None and scales.is_initializer():
-            first.setdefault(scales, node)
-    return sum(_store(scales, node, graph) for scales, node in first.items())
+    read = [node.inputs[SCALES] for node in graph if node.op_type in READERS and len(node.inputs) > SCALES]
+    stored = dict.fromkeys(scales for scales in read if scales is not None and scales.is_initializer())
+    return sum(_store(scales, graph) for scales in stored)
 
 
-def _store(scales: ir.Value, reader: ir.Node, graph: ir.Graph) -> bool:
+def _store(scales: ir.Value, graph: ir.Graph) -> bool:
     tensor = scales.const_value
     if tensor is None or tensor.dtype != ir.DataType.FLOAT or len(tensor.shape) != 2:
         return False
@@ -40,28 +37,27 @@ def _store(scales: ir.Value, reader: ir.Node, graph: ir.Graph) -> bool:
         return False
     users = scales.uses()
     before = next(node for node in graph if any(node is user for user, _ in users))
-    written = write_bytes(held, str(scales.name), graph, before, dict(reader.metadata_props))
+    written = write_bytes(held, str(scales.name), graph, before)
     scales.replace_all_uses_with(written)
     graph.initializers.pop(str(scales.name))
     return True
 
 
-def write_bytes(
-    held: ByteScales, name: str, graph: ir.Graph, before: ir.Node, metadata: dict[str, str] | None = None
-) -> ir.Value:
-    """The values of `held`, float32 [rows, blocks], computed from what is stored of them."""
+def write_bytes(held: ByteScales, name: str, graph: ir.Graph, before: ir.Node) -> ir.Value:
+    """The values of `held`, float32 [rows, blocks], computed from what is stored of them.
+
+    What lies between is gone once the file is open, so its names are short and tell nothing.
+    """
     codes = register(graph, f"{name}.codes", held.codes.numpy())
     rows = register(graph, f"{name}.rows", held.rows.numpy()[:, None])
     unit = graph.initializers.get(UNIT_NAME) or register(graph, UNIT_NAME, np.array(UNIT, np.float32))
+    short = f"byte.{len(graph.initializers)}"
 
-    def emit(operator: str, inputs: list[ir.Value], name: str) -> ir.Value:
+    def emit(operator: str, *inputs: ir.Value, step: str) -> ir.Value:
         attributes = [ir.AttrInt64("to", ir.DataType.FLOAT)] if operator == "Cast" else []
-        value = ir.Value(name=name, type=ir.TensorType(ir.DataType.FLOAT))
-        node = ir.Node("", operator, inputs, attributes, outputs=[value], name=name, metadata_props=metadata)
-        graph.insert_before(before, node)
+        value = ir.Value(name=f"{short}{step}", type=ir.TensorType(ir.DataType.FLOAT))
+        graph.insert_before(before, ir.Node("", operator, inputs, attributes, outputs=[value], name=value.name))
         return value
 
-    in_rows = emit("Mul", [emit("Cast", [rows], f"{name}.wide_rows"), unit], f"{name}.row_units")
-    values = emit("Mul", [emit("Cast", [codes], f"{name}.wide_codes"), in_rows], f"{name}.values")
-    values.shape = ir.Shape(tuple(held.codes.shape))
-    return values
+    wide_rows, wide_codes = emit("Cast", rows, step="a"), emit("Cast", codes, step="b")
+    return emit("Mul", wide_codes, emit("Mul", wide_rows, unit, step="c"), step="")
