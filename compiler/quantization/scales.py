@@ -63,10 +63,10 @@ class Grid:
         return replace(self, scale=rounded) if fits else self
 
     def in_bytes(self) -> Grid:
-        """With scales [rows, blocks, 1] rounded to a byte each beside a number a row; in float16 where float16 has no
-        such number.
+        """With scales [rows, blocks, 1] rounded to a byte each beside a number a row; in float16 where a row has only
+        one block, or float16 no such number.
         """
-        held = nearest_bytes(self.scale[..., 0])
+        held = nearest_bytes(self.scale[..., 0]) if self.scale.shape[1] > 1 else None
         return self.in_half() if held is None else replace(self, scale=held.values[..., None])
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from compiler.calibration import ActivationStatistics
-from compiler.quantization.byte_scales import MOST, UNIT, exact_bytes, nearest_bytes
+from compiler.quantization.byte_scales import UNIT, exact_bytes, nearest_bytes
 from compiler.quantization.modules import BlockQuantizedLinear
 from compiler.quantization.scales import Grid
 from compiler.quantization.stand_ins import BlockForm, LinearWeights, Rounding, block_linear
@@ -17,16 +17,21 @@ def drawn(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
-def test_values_are_those_of_the_definition() -> None:
+@pytest.mark.parametrize("signed", [True, False])
+def test_values_are_those_of_the_definition(signed: bool) -> None:
     scales = drawn(5, 7) * torch.logspace(-4, 1, 5)[:, None]
+    if not signed:
+        scales = scales.abs() * torch.tensor([1, -1, 1, -1, 1])[:, None]
     held = nearest_bytes(scales)
     assert held is not None
-    assert (held.codes.dtype, held.rows.dtype) == (torch.int8, torch.float16)
+    assert (held.codes.dtype, held.rows.dtype) == (torch.int8 if signed else torch.uint8, torch.float16)
+    most = 127 if signed else 255
     for r in range(5):
-        step = float(np.float16(float(scales[r].abs().max()) / (MOST * UNIT))) * UNIT
+        step = float(np.float16(float(scales[r].abs().max()) / (most * UNIT))) * UNIT
+        step *= -1 if not signed and r % 2 else 1
         for b in range(7):
-            code = max(-MOST, min(MOST, round(float(scales[r, b]) / step)))
-            assert int(held.codes[r, b]) == (code or (1 if scales[r, b] >= 0 else -1))
+            code = max(-most, min(most, round(float(scales[r, b]) / step)))
+            assert int(held.codes[r, b]) == (code or (-1 if signed and scales[r, b] < 0 else 1))
             assert float(held.values[r, b]) == int(held.codes[r, b]) * step  # exact in float32
 
 
@@ -38,6 +43,7 @@ def test_what_was_rounded_is_found_again_in_any_part_of_the_rows() -> None:
     assert torch.equal(again.codes, held.codes[10:20])
     assert torch.equal(again.rows, held.rows[10:20])
     assert exact_bytes(drawn(64, 18)) is None
+    assert exact_bytes(drawn(64, 18).abs()) is None
 
 
 def test_no_scale_becomes_zero_and_zeros_stay_where_they_may() -> None:
@@ -57,6 +63,11 @@ def test_rows_without_a_number_in_float16(factor: float) -> None:
     assert nearest_bytes(torch.ones(2, 3) * factor) is None
     grid = Grid(torch.full((2, 3, 1), 0.1 * factor), torch.zeros(2, 3, 1), 0, 15)
     torch.testing.assert_close(grid.in_bytes().scale, grid.in_half().scale, rtol=0, atol=0, equal_nan=True)
+
+
+def test_a_scale_alone_in_its_row_stays_in_half() -> None:
+    grid = Grid(drawn(6, 1, 1).abs(), torch.zeros(6, 1, 1), 0, 15)
+    assert torch.equal(grid.in_bytes().scale, grid.in_half().scale)
 
 
 @pytest.mark.parametrize("rounding", ["nearest", "compensated"])

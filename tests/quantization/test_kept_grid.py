@@ -83,12 +83,13 @@ def test_steps_and_minima_fit_in_a_byte(form: str) -> None:
     assert exact_bytes(held.scales) is not None
     assert (held.zero_points is None) == (found.zero_points is None)
     codes, least = 2 ** (found.bits - 1), torch.zeros(ROWS)
+    levels = 127 if form == "Q4_0" else 255  # steps of Q4_0 have both signs
     if found.zero_points is not None:
         assert held.zero_points is not None
         assert exact_bytes(-held.zero_points * held.scales, 1e-6) is not None
         codes, least = 2**found.bits - 1, (found.zero_points * found.scales).abs().amax(1)
     values = dequantized_weight(held.weight, held.scales, held.zero_points, held.bits, weight.shape[1])
-    allowed = (codes * found.scales.abs().amax(1) + least) * 0.51 / 127
+    allowed = (codes * found.scales.abs().amax(1) + least) * 0.51 / levels
     assert bool(((values - weight).abs() <= allowed[:, None]).all())
 
 
