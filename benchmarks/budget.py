@@ -7,14 +7,14 @@ Every variant is compiled by the command, in a process of its own, into --artifa
 embeddings of all-MiniLM-L6-v2 are compared with torch in float32 on 64 texts of Python's own help, one at a time;
 SmolLM2 reads windows of 512 tokens of every eighth document of --text, and is calibrated on the others. No compile sees
 what is judged on. What is called healed is given --heal minutes, alone on its machine if that is to count. The table
-goes to the terminal and to benchmarks/results/budget.*; a run with --only adds to it.
+goes to the terminal and to benchmarks/results/budget.*; a run with --only adds to it. Bytes and quality are no matter
+of the machine, so rows of several stand there; each says what it was judged on.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import platform
 import subprocess
 import sys
 import time
@@ -95,8 +95,7 @@ def main() -> None:
     checkpoints = {MINILM: packaged_checkpoint(), SMOLLM2: arguments.smollm2}
     documents = TextFolder.read(arguments.text) if arguments.text else None
     file = RESULTS / "budget.json"
-    about = {"machine": {"processor": processor(), "python": platform.python_version()}}
-    record = earlier_record(file, about) if arguments.only else about
+    record = earlier_record(file, {}) if arguments.only else {}
     variants = record.setdefault("variants", {})
     for name, one in wanted.items():
         if not arguments.no_compile:
@@ -108,7 +107,8 @@ def main() -> None:
     if language and documents is not None:
         found |= _predictions(language, arguments.smollm2, documents, arguments.tokens, console)
     for name, figures in found.items():
-        variants[name] = {**_of_report(folders[name]), **figures}
+        judged_on = "64 texts" if VARIANTS[name].model == MINILM or documents is None else documents.said
+        variants[name] = {**_of_report(folders[name]), **figures, "judged_on": judged_on, "processor": processor()}
     text = _page(record)
     console.print(text, markup=False)
     file.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
@@ -209,10 +209,12 @@ def _page(record: dict[str, Any]) -> str:
                 f"KL {one['kl_divergence']:.4f}, top-1 kept {one['top1_agreement']:.1%}"
             )
         expected = f"{one['expected']:.3g}" if one.get("expected") is not None else "-"
-        rows.append([name, f"{one['payload_bytes'] / 1e6:.1f}", f"{one['share']:.4f}", judged, expected])
-    head = ["variant", "payload MB", "of float32", "beside the original", "expected by the search"]
+        size = f"{one['payload_bytes'] / 1e6:.1f}"
+        rows.append([name, size, f"{one['share']:.4f}", judged, expected, one["judged_on"]])
+    head = ["variant", "payload MB", "of float32", "beside the original", "expected by the search", "judged on"]
     about = (
-        "all-MiniLM-L6-v2: 64 texts of Python's help. SmolLM2-135M: windows of 512 tokens of held-out documents. "
+        "all-MiniLM-L6-v2: 64 texts of Python's help. SmolLM2-135M: windows of 512 tokens of held-out documents; rows "
+        "are to be compared within one set of documents. "
         "GPTQ here is `rounding=compensated`: GPTQ's order and updates, with scales fitted anew (decision 14)."
     )
     table = "".join(f"| {' | '.join(row)} |\n" for row in [head, ["---"] * len(head), *rows])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,12 @@ class TextFolder:
 
     calibration: tuple[Path, ...]
     held_out: tuple[Path, ...]
+
+    @property
+    def said(self) -> str:
+        """What is judged on, in words that tell one folder from another."""
+        digest = hashlib.sha256(b"".join(path.read_bytes() for path in self.held_out)).hexdigest()
+        return f"{len(self.held_out)} documents, {digest[:8]}"
 
     @classmethod
     def read(cls, folder: Path) -> TextFolder:
