@@ -9,15 +9,14 @@ their --data (every eighth document of --text is, and no compile sees it), as by
     compile CHECKPOINT --passes linear-attention:kind=gated-delta:window=64:layers=auto-0.75 --heal 15 --data DOCUMENTS
 
 All sides read the same windows of 512 held-out tokens, and answer the same questions of the recall probes, drawn from
-seeds that no compile uses. transformers in float32 is the original. The table goes to the terminal and to
-hybrid_quality.json and .md among the results; --add keeps the sides of an earlier run on the same text and machine.
+seeds that no compile uses. transformers in float32 is the original. Tables, one for each text, go to the terminal and
+to hybrid_quality.json and .md among the results; --add keeps those of earlier runs.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import platform
 from pathlib import Path
 from typing import Any
 
@@ -53,18 +52,26 @@ def main() -> None:
         )
         console.print(f"window {index} of {len(windows)}: KL {found}", markup=False)
     about = {
-        "machine": {"processor": processor(), "threads": arguments.threads, "python": platform.python_version()},
         "checkpoint": arguments.checkpoint.name,
         "tokens": sum(map(len, windows)),
-        "documents": len(documents.held_out),
+        "judged_on": documents.said,
         "window": WINDOW,
     }
     file = arguments.results / "hybrid_quality.json"
-    record = earlier_record(file, about) if arguments.add else about
-    record["sides"] = record.get("sides", {}) | {
-        name: {**one.summary(figures[ORIGINAL]), "recall": recalled[name], **_made(arguments.artifacts.get(name))}
+    runs = earlier_record(file, {}).get("runs", []) if arguments.add else []
+    run = next((one for one in runs if all(one[key] == value for key, value in about.items())), None)
+    if run is None:
+        runs.append(run := {**about, "sides": {}})
+    run["sides"] |= {
+        name: {
+            **one.summary(figures[ORIGINAL]),
+            "recall": recalled[name],
+            **_made(arguments.artifacts.get(name)),
+            "processor": processor(),
+        }
         for name, one in figures.items()
     }
+    record = {"runs": runs}
     text = _page(record)
     console.print(text, markup=False)
     arguments.results.mkdir(exist_ok=True)
@@ -104,10 +111,14 @@ def _made(folder: Path | None) -> dict[str, Any]:
 
 
 def _page(record: dict[str, Any]) -> str:
-    original = record["sides"][ORIGINAL]["recall"]
+    return "# What hybrids keep\n\n" + "\n".join(map(_section, record["runs"]))
+
+
+def _section(run: dict[str, Any]) -> str:
+    original = run["sides"][ORIGINAL]["recall"]
     table = [["side", "perplexity ratio", "KL, nats", "top-1 kept", *(f"{name} (of original)" for name in PROBES)]]
     table.append(["---"] * len(table[0]))
-    for name, one in record["sides"].items():
+    for name, one in run["sides"].items():
         ratio = f"{one['perplexity_ratio']:.4f} ± {one['ratio_standard_error']:.4f}"
         recall = []
         for probe in PROBES:
@@ -115,12 +126,11 @@ def _page(record: dict[str, Any]) -> str:
             recall.append(f"{share:.3f} ({share / max(original[probe]['accuracy'], 1e-9):.3f})")
         table.append([name, ratio, f"{one['kl_divergence']:.4f}", f"{one['top1_agreement'] * 100:.1f} %", *recall])
     answers = ", ".join(f"{name} {int(original[name]['answers'])}" for name in PROBES)
-    machine = record["machine"]
     about = (
-        f"{record['checkpoint']}: {record['tokens']:,} tokens of {record['documents']} held-out documents, windows of "
-        f"{record['window']}; answers: {answers}. {machine['processor']}, {machine['threads']} threads."
+        f"{run['checkpoint']}: {run['tokens']:,} tokens held out ({run['judged_on']}), windows of {run['window']}; "
+        f"answers: {answers}."
     )
-    return f"# What hybrids keep\n\n{about}\n\n" + "".join(f"| {' | '.join(row)} |\n" for row in table)
+    return f"{about}\n\n" + "".join(f"| {' | '.join(row)} |\n" for row in table)
 
 
 def _named(text: str) -> tuple[str, Path]:
@@ -139,7 +149,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--answers", type=int, default=200)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--results", type=Path, default=HERE / "results")
-    parser.add_argument("--add", action="store_true", help="keep the sides of an earlier run")
+    parser.add_argument("--add", action="store_true", help="keep what earlier runs measured")
     arguments = parser.parse_args()
     arguments.artifacts = dict(arguments.artifacts)
     return arguments
