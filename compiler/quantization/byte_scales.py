@@ -18,7 +18,7 @@ UNIT = 2.0**-12
 """What rows count in, so that those of small weights are normal numbers in float16."""
 MOST = 255
 MOST_SIGNED = 127
-SMALLEST_ROW = 2.0**-14
+SMALLEST_HALF = 2.0**-14
 """The smallest number that float16 holds with all its digits."""
 
 
@@ -44,8 +44,8 @@ def nearest_bytes(scales: Tensor, *, with_zero: bool = False) -> ByteScales | No
     signed = bool(((low < 0) & (high > 0)).any())
     most, least = (MOST_SIGNED, -MOST_SIGNED) if signed else (MOST, 0)
     largest = torch.maximum(high, -low)
-    rows = torch.where(largest == 0, SMALLEST_ROW, largest / (most * UNIT)).half()
-    if not bool((torch.isfinite(rows) & (rows >= SMALLEST_ROW)).all()):
+    rows = torch.where(largest == 0, SMALLEST_HALF, largest / (most * UNIT)).half()
+    if not bool((torch.isfinite(rows) & (rows >= SMALLEST_HALF)).all()):
         return None
     if not signed:
         rows = torch.where(low < 0, -rows, rows)

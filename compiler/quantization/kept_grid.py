@@ -40,7 +40,11 @@ def kept_grid(weight: Tensor, bits: int) -> PackedBlocks | None:
 
 
 def kept_in_bytes(weight: Tensor, kept: PackedBlocks) -> PackedBlocks:
-    """`kept` of `weight` [rows, width], its d and m in a byte each; as it is where float16 has no number for a row."""
+    """`kept` of `weight` [rows, width], its d and m in a byte each; as it is where a row has one block, or float16 no
+    number for a row.
+    """
+    if kept.scales.shape[1] == 1:
+        return kept
     middle = torch.full_like(kept.scales, 2 ** (kept.bits - 1)) if kept.zero_points is None else kept.zero_points
     scales, lowest = nearest_bytes(kept.scales), nearest_bytes(-middle * kept.scales, with_zero=True)
     if scales is None or lowest is None:

@@ -13,7 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from compiler.quantization.byte_scales import nearest_bytes
+from compiler.quantization.byte_scales import SMALLEST_HALF, nearest_bytes
 
 Clip = Literal["mse", "none"]
 
@@ -21,8 +21,6 @@ ZERO_SHIFTS = (0, -1, 1)
 """Zero points to try, around the one that the range of the row gives."""
 SMALLEST_SCALE = 2.0**-100
 """For rows of zeros: any scale is right, and this one is a normal float32."""
-SMALLEST_HALF = 2.0**-14
-"""The smallest number that float16 holds with all its digits."""
 
 
 @dataclass(frozen=True)

@@ -93,6 +93,13 @@ def test_steps_and_minima_fit_in_a_byte(form: str) -> None:
     assert bool(((values - weight).abs() <= allowed[:, None]).all())
 
 
+def test_blocks_alone_in_their_rows_stay_as_they_are() -> None:
+    weight = stored_weight("Q4_1")[:, :BLOCK_SIZE]
+    found = kept_grid(weight, 4)
+    assert found is not None
+    assert kept_in_bytes(weight, found) is found
+
+
 def test_rows_that_float16_has_no_number_for_stay_as_they_are() -> None:
     weight = stored_weight("Q4_0")
     found = kept_grid(weight, 4)
