@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import hypothesis
 import pytest
+import torch
 from packaged_models import package_folder
 
 if TYPE_CHECKING:
@@ -67,6 +68,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 def _uses(item: pytest.Item, module: str) -> bool:
     return isinstance(item, pytest.Function) and hasattr(item.module, module)
+
+
+@pytest.fixture(autouse=True)
+def _same_numbers() -> None:
+    """What a test draws does not hang on which tests ran before it in its process."""
+    torch.manual_seed(0)
 
 
 @pytest.fixture(scope="session")
