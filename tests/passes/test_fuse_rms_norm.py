@@ -17,8 +17,8 @@ TOLERANCE = 1e-6
 HALF_STEP = 2.0**-8
 """The most that rounding to bfloat16 changes, relatively."""
 ROUNDINGS = 6.5
-"""At most, of both sides: power, mean and sum, each halved by the root, the root, its reciprocal and two products of the
-form; the operator's result is rounded once.
+"""At most, of both sides: power, mean and sum, each halved by the root, the root, its reciprocal and two products of
+the form; the operator's result is rounded once.
 """
 
 
@@ -111,7 +111,7 @@ def test_every_form(form: type[nn.Module], dtype: torch.dtype, tolerance: float)
 def test_of_bfloat16_it_is_the_formula_rounded_once(form: type[nn.Module]):
     module, x = form().to(torch.bfloat16), torch.randn(2, 3, WIDTH, dtype=torch.bfloat16)
     after, _ = rewritten(FuseRmsNorm(), canonical(module, x), tolerance=ROUNDINGS * HALF_STEP)
-    scales = [float(one) + (1 if form is Gemma else 0) for one in module.weight]
+    scales = [one + (1 if form is Gemma else 0) for one in module.weight.tolist()]
     epsilon = 1e-6 if form is Gemma else 1e-5
     rows = []
     for row in x.double().flatten(0, 1).tolist():
