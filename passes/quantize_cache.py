@@ -26,13 +26,14 @@ from compiler.hookspecs import hookimpl
 from compiler.program import Program
 from compiler.quantization.cached_attention import CacheReach, Int8CachedAttention, cache_reaches, int8_scale
 from compiler.rewriting import Graft, Pass, PassContext, Replacement
+from compiler.selection.layer_choice import ChoosesLayers
 from compiler.sites import Refusal, Site
 
 BITS = 8
 
 
 @dataclass(frozen=True)
-class QuantizeCache(Graft):
+class QuantizeCache(ChoosesLayers, Graft):
     """Stores the keys and values of an incremental Program as int8."""
 
     name: ClassVar[str] = "quantize-cache"
@@ -47,6 +48,7 @@ class QuantizeCache(Graft):
     headroom: Annotated[float, "how far beyond the calibration data codes reach, as a factor"] = 1.0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.bits != BITS:
             raise ValueError(
                 f"bits={self.bits}: only {BITS} pay; ONNX Runtime decodes no faster from 4 bits than from 8"

@@ -6,11 +6,12 @@ site is computed again. Over all layers of a deep model that is half the work.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from compiler.lanes import Lane, dead_after
 
@@ -31,16 +32,21 @@ class BranchingRun:
         self._lanes = [Lane(program, program.complete(batch)) for batch in batches]
         self._passed = 0
 
-    def outputs(self, site: Site, stand_in: nn.Module, output: int) -> Iterator[Tensor]:
+    def outputs(
+        self, site: Site, stand_in: nn.Module, output: int, states: Mapping[str, torch.dtype] = MappingProxyType({})
+    ) -> Iterator[Tensor]:
         """Output number `output` of the Program for each batch, with `stand_in` in place of `site`.
 
+        `states` are the dtypes in which it reads states that have another: a first call reads zeros, the same in any.
         Ask about sites in graph order, and take all batches of one before the next.
         """
         stand_in.eval()
         place = self._position[site.output]
         self._pass_all(place)
+        nodes = zip(self._program.placeholders(), self._program.inputs, strict=True)
+        dtypes = {node: states[spec.name] for node, spec in nodes if spec.name in states}
         for lane in self._lanes:
-            yield self._branch(lane, site, stand_in, place)[output]
+            yield self._branch(lane, site, stand_in, dtypes, place)[output]
 
     @torch.no_grad()
     def _pass_all(self, place: int) -> None:
@@ -51,9 +57,12 @@ class BranchingRun:
         self._passed = place
 
     @torch.no_grad()
-    def _branch(self, lane: Lane, site: Site, stand_in: nn.Module, place: int) -> tuple[Tensor, ...]:
+    def _branch(
+        self, lane: Lane, site: Site, stand_in: nn.Module, dtypes: Mapping[fx.Node, torch.dtype], place: int
+    ) -> tuple[Tensor, ...]:
         branch = Lane(self._program, ())
-        branch.env = {**lane.env, site.output: stand_in(*(lane.env[node] for node in site.inputs))}
+        given = [lane.env[node].to(dtypes[node]) if node in dtypes else lane.env[node] for node in site.inputs]
+        branch.env = {**lane.env, site.output: stand_in(*given)}
         for node in self._nodes[place + 1 : -1]:
             branch.pass_node(node, self._dead_after[node])
         returned: tuple[Tensor, ...] = branch.run_node(self._nodes[-1])

@@ -104,14 +104,9 @@ def _measure(
     ):
         if isinstance(proposal, Refusal):
             continue
-        if proposal.states:
-            hint = "Name layers: all, every-4th, 3+5+7, globs."
-            raise CompilerError(
-                f"ranking sites for {graft.name}", "its stand-ins change states, which can not be ranked", hint
-            )
         meter = meter or SiteMeter(program, context, ordered, probes, graft.reach)
         context.progress(f"{graft.name}: what {site.name} costs alone, {index} of {len(ordered)}")
-        cache.add(meter.cost(site, proposal.module))
+        cache.add(meter.cost(site, proposal.module, proposal.states))
 
 
 def _left_out(site: Site, choice: LayerChoice, ranking: SiteRanking | None) -> Refusal:

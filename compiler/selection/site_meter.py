@@ -5,10 +5,12 @@ All on data that passes may look at and on sequences that no score is taken on.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import islice
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
+import torch
 from torch import nn
 
 from compiler.evidence.fidelity import compare_with, main_output, reference_outputs
@@ -59,9 +61,11 @@ class SiteMeter:
         asked = [recall_batch(program, recall) for recalls in self._recalls.values() for recall in recalls]
         self._run = BranchingRun(program, [*self._batches, *asked], sites)
 
-    def cost(self, site: Site, stand_in: nn.Module) -> SiteCost:
-        """What `stand_in` in place of `site` costs."""
-        outputs = (output.float() for output in self._run.outputs(site, stand_in, self._output))
+    def cost(
+        self, site: Site, stand_in: nn.Module, states: Mapping[str, torch.dtype] = MappingProxyType({})
+    ) -> SiteCost:
+        """What `stand_in` in place of `site` costs, where it reads some states in other dtypes."""
+        outputs = (output.float() for output in self._run.outputs(site, stand_in, self._output, states))
         found = islice(outputs, len(self._batches))
         fidelity = compare_with(self._reference, found, self._data, self._batches, self._role)
         lost = {

@@ -16,7 +16,7 @@ from torch import Tensor
 from compiler import options
 from compiler.errors import CompilerError
 from compiler.evidence.data import Dataset
-from compiler.evidence.fidelity import reference_outputs
+from compiler.evidence.fidelity import compare_with, reference_outputs
 from compiler.grafting import apply_graft
 from compiler.passes.quantize_cache import QuantizeCache
 from compiler.program import Program
@@ -155,6 +155,32 @@ def test_the_budget_gives_sites_back_with_their_floats(program: Program, data: D
     held = LAYERS.index(*result.changed)
     assert states[LAYERS[held]] == "grafted"
     assert some == {name: "int8" if f".{held}." in name else "float32" for name in none}
+
+
+def test_named_layers_alone_are_int8(program: Program, data: Dataset):
+    after, result = quantized(program, data, layers="not-0")
+    assert result.changed == LAYERS[1:]
+    assert state_types(after) == {
+        name: "int8" if ".1." in name else "float32" for name in (spec.past for spec in program.states)
+    }
+    after.run(*after.complete(data.scoring[0]))
+
+
+def test_layers_that_cost_least_are_int8(
+    program: Program, data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """By the divergence of each alone, against one site at a time by the pass itself."""
+    monkeypatch.setenv("REGRAFT_CACHE", str(tmp_path))
+    _, result = quantized(program, data, layers="auto-0.5", rank="kl", headroom=0.05)
+    assert result.ranking is not None
+    reference = reference_outputs(program, data.ranking)
+    for index, cost in enumerate(result.ranking.costs):
+        alone, _ = quantized(program, data, layers=str(index), headroom=0.05)
+        found = [alone.run(*alone.complete(batch))[0] for batch in data.ranking]
+        fidelity = compare_with(reference, found, data, data.ranking, program.role)
+        assert cost.error == pytest.approx(fidelity.kl_divergence, rel=1e-5)
+    cheapest = min(result.ranking.costs, key=lambda cost: cost.error)
+    assert result.changed == (cheapest.site,)
 
 
 def test_a_second_run_changes_nothing(program: Program, data: Dataset):

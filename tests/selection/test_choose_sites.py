@@ -261,17 +261,3 @@ def test_ranking_takes_data(program: Program) -> None:
     context = replace(context_of(program), data=Dataset("none", (), ()))
     with pytest.raises(CompilerError, match="there is no data to rank sites on"):
         chosen(Fade("auto-0.5"), program, context)
-
-
-@dataclass(frozen=True)
-class FadeStates(Fade):
-    """Says that its stand-ins hold states in another dtype."""
-
-    def propose(self, site: Site, program: Program, context: PassContext) -> Replacement | Refusal:
-        found = super().propose(site, program, context)
-        return found if isinstance(found, Refusal) else replace(found, states={"past": torch.int8})
-
-
-def test_stand_ins_that_change_states_are_not_ranked(program: Program) -> None:
-    with pytest.raises(CompilerError, match="change states, which can not be ranked"):
-        chosen(FadeStates("auto-0.5"), program, context_of(program))

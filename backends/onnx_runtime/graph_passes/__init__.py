@@ -1,4 +1,7 @@
-"""Rewrites of the ONNX graph for the kernels that ONNX Runtime has. Each is exact, and named after what it does."""
+"""Rewrites of the ONNX graph for the kernels that ONNX Runtime has, named after what they do.
+
+Each is exact, but for tables of cosines, which are computed anew to the last bit or two.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,7 @@ from compiler.backends.onnx_runtime.graph_passes.leading_items import sort_leadi
 from compiler.backends.onnx_runtime.graph_passes.offset_products import write_offset_products
 from compiler.backends.onnx_runtime.graph_passes.packed_projections import pack_projections
 from compiler.backends.onnx_runtime.graph_passes.residual_sum import write_residuals_as_sum
+from compiler.backends.onnx_runtime.graph_passes.rotary_tables import store_rotary_frequencies
 from compiler.backends.onnx_runtime.graph_passes.scales_in_bytes import store_scales_in_bytes
 
 GRAPH_PASSES: tuple[Callable[[ir.Graph], int], ...] = (
@@ -23,6 +27,7 @@ GRAPH_PASSES: tuple[Callable[[ir.Graph], int], ...] = (
     write_residuals_as_sum,
     write_offset_products,
     store_scales_in_bytes,
+    store_rotary_frequencies,
     write_hard_sigmoids,
     sort_leading_items_only,
     remove_dead_nodes,
