@@ -30,10 +30,12 @@ def store_rotary_frequencies(graph: ir.Graph) -> int:
     pairs: dict[tuple[ir.Value, ir.Value], None] = {}
     for node in graph.all_nodes():
         first = TABLES.get((node.op_type, node.domain))
-        found = node.inputs[first : first + 2] if first is not None else ()
-        if len(found) == 2 and found[0] is not None and found[1] is not None:
-            pairs[found[0], found[1]] = None
-    return sum(_store(cos, sin, graph) for cos, sin in pairs)
+        if first is None or len(node.inputs) < first + 2:
+            continue
+        cos, sin = node.inputs[first], node.inputs[first + 1]
+        if cos is not None and sin is not None:
+            pairs[cos, sin] = None
+    return sum(_store(*pair, graph) for pair in pairs)
 
 
 def frequencies(cos: Table, sin: Table) -> Table | None:
