@@ -18,7 +18,6 @@ from compiler.healing.objectives import Objective
 from compiler.healing.text_pieces import REPEATED_EVERY, Batch, with_repeated_span
 from compiler.healing.wall_time import WallTime
 
-LEARNING_RATE = 1e-3
 TOKENS_A_STEP = 512
 REMEMBERED_BYTES = 2**28
 """What the teacher gave for batches that come again, in all."""

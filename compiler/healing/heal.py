@@ -12,7 +12,7 @@ from torch import Tensor, fx
 from compiler.evidence.language import TOKENS, is_language_model
 from compiler.healing.activations import Activations
 from compiler.healing.descent import Course, Settings, read_state
-from compiler.healing.end_to_end import LEARNING_RATE, Lesson, distil_end_to_end
+from compiler.healing.end_to_end import Lesson, distil_end_to_end
 from compiler.healing.fading import fades
 from compiler.healing.frozen_graph import WeightForms, frozen_graph
 from compiler.healing.interruption import Interruption, interruptible
@@ -241,7 +241,7 @@ class _Healing:
         settings = Settings(
             self._time_for_training(),
             self.options.optimizer,
-            LEARNING_RATE,
+            self.options.rate,
             self.work.end_to_end,
             judge_seconds=BEST_JUDGED_APART,
             start=start,

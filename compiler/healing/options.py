@@ -21,6 +21,7 @@ class HealingOptions:
     minutes: Annotated[float, "wall time in all, resumed runs included"]
     optimizer: Annotated[Literal["adamw", "muon"], "of the last stage; muon for matrices, adamw for the rest"] = "adamw"
     lora: Annotated[int, "rank of the changes to layers around grafted sites; 0: they stay as they are"] = 16
+    rate: Annotated[float, "largest learning rate of the last stage; narrow models take more"] = 1e-3
     guided: Annotated[
         bool, "let the originals of grafted sites fade out while their stand-ins learn, for half of the last stage"
     ] = False
@@ -30,6 +31,8 @@ class HealingOptions:
     def __post_init__(self) -> None:
         if not 0 < self.minutes <= 7 * 24 * 60:
             raise ValueError(f"{self.minutes:g} minutes are not between 0 and a week")
+        if not 0 < self.rate <= 1:
+            raise ValueError(f"a learning rate of {self.rate:g} is not above 0 and at most 1")
         if not 0 <= self.lora <= 256:
             raise ValueError(f"a LoRA rank of {self.lora} is not from 0 to 256")
         if self.memory < 64 or self.disk < 1:

@@ -21,6 +21,8 @@ from compiler.rewriting import Graft, PassContext
 
 STEP = 0.12
 """Seconds that the clock goes on by when it is read: a minute is some two hundred steps."""
+NARROW = 2e-3
+"""A learning rate for layers of 16 numbers."""
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +79,7 @@ def test_stand_ins_learn_alone_and_together(program: Program, healed: Healed) ->
 
 
 def test_layers_around_sites_learn_where_stand_ins_cannot(program: Program, tmp_path: Path) -> None:
-    after, record = run(Hush(), program, healing_context(tmp_path, step=STEP))
+    after, record = run(Hush(), program, healing_context(tmp_path, step=STEP, rate=NARROW))
     healing = healing_of(record)
     assert healing.sites == ()
     assert healing.parameters == 2 * 4 * 2 * 16 * 16
@@ -102,7 +104,7 @@ def test_sites_that_go_back_take_their_layers_along(program: Program, tmp_path: 
 
 def test_encoders_learn_their_outputs(tmp_path: Path) -> None:
     program = tiny_program("encoder")
-    _, record = run(AddNoise(), program, healing_context(tmp_path, step=STEP, optimizer="muon"))
+    _, record = run(AddNoise(), program, healing_context(tmp_path, step=STEP, optimizer="muon", rate=NARROW))
     healing = healing_of(record)
     assert healing.unit == "squared error + 1 - cosine"
     assert healing.end < healing.start / 4

@@ -16,6 +16,7 @@ def test_minutes_alone_or_with_options() -> None:
     assert parse_healing("1.5:optimizer=muon:lora=0") == HealingOptions(1.5, "muon", 0)
     assert parse_healing("minutes=2:memory=512") == HealingOptions(2.0, memory=512)
     assert parse_healing("1:guided=true").guided
+    assert parse_healing("1:rate=2e-3").rate == 0.002
     assert HealingOptions(1.5).seconds == 90
 
 
@@ -33,6 +34,8 @@ def test_minutes_alone_or_with_options() -> None:
         ("15:lora=-1", "a LoRA rank of -1 is not from 0 to 256"),
         ("15:optimiser=muon", "there is no option 'optimiser'"),
         ("15:optimizer=sgd", "optimizer=sgd is none of adamw, muon"),
+        ("15:rate=0", "a learning rate of 0 is not above 0"),
+        ("15:rate=nan", "rate=nan is not a number"),
         ("15:memory=1", "at least 64 megabytes"),
         ("lora=4", "option 'minutes' is needed"),
     ],
