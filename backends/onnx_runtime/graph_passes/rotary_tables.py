@@ -70,7 +70,7 @@ def _error(angles: Table, cos: Table, sin: Table) -> np.ndarray[tuple[int, ...],
 
 
 def _store(cos: ir.Value, sin: ir.Value, graph: ir.Graph) -> bool:
-    tables = [_table(one) for one in (cos, sin)]
+    tables = [_table(one, graph) for one in (cos, sin)]
     if tables[0] is None or tables[1] is None or not tables[0].size:
         return False
     scale = tables[0][0, 0]
@@ -108,9 +108,9 @@ def _store(cos: ir.Value, sin: ir.Value, graph: ir.Graph) -> bool:
     return True
 
 
-def _table(value: ir.Value) -> Table | None:
-    """What is stored of a large float32 table."""
-    tensor = value.const_value
-    if not value.is_initializer() or tensor is None or tensor.dtype != ir.DataType.FLOAT or len(tensor.shape) != 2:
+def _table(value: ir.Value, graph: ir.Graph) -> Table | None:
+    """What `graph` stores of a large float32 table."""
+    tensor = value.const_value if graph.initializers.get(str(value.name)) is value else None
+    if tensor is None or tensor.dtype != ir.DataType.FLOAT or len(tensor.shape) != 2:
         return None
     return np.array(tensor.numpy()) if tensor.nbytes > SMALL_BYTES else None

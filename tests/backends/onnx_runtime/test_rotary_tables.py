@@ -12,8 +12,10 @@ import torch
 import zoo
 from decoding_checks import Decoder, passed, run_onnx, run_program
 
+from compiler.backends.onnx_runtime import OnnxRuntime
 from compiler.backends.onnx_runtime.graph_passes.rotary_tables import frequencies
 from compiler.program import Program
+from compiler.target import Target
 
 POSITIONS = 4096
 
@@ -85,3 +87,5 @@ def test_a_decoder_gives_the_same_without_its_tables(program: Program, tmp_path:
     stored = onnx.load(tmp_path / "model.onnx", load_external_data=False)
     assert not [one.name for one in stored.graph.initializer if one.dims and one.dims[0] == POSITIONS]
     assert sum(one.op_type in ("Cos", "Sin") for one in stored.graph.node) == 2
+    lowered = OnnxRuntime().lower(program, Target.parse("cpu"), tmp_path)
+    assert not lowered.kernels.keys() & {"Cos", "Sin", "Range"}, "tables are computed when the file is opened"
