@@ -2,7 +2,8 @@
 
 Before:  GroupQueryAttention(..., cos, sin), RotaryEmbedding alike; both tables float32 [positions, n]
 After:   cos = scale * Cos(angles), sin = scale * Sin(angles), angles = Range(positions)[:, None] * frequencies [n]
-Near:    no entry moves by more than CLOSE; ONNX Runtime computes the tables once, when it opens the file.
+Near:    no entry is further than CLOSE from what its frequency gives. ONNX Runtime computes the tables once, when it
+         opens the file.
 Leaves:  small tables, and those that are of no frequencies.
 """
 
@@ -17,6 +18,7 @@ from compiler.backends.onnx_runtime.graph_writer import MICROSOFT
 TABLES = {("GroupQueryAttention", MICROSOFT): 7, ("RotaryEmbedding", MICROSOFT): 2, ("RotaryEmbedding", ""): 1}
 """Which input the cosines are, by operator; the sines come next."""
 SMALL_BYTES = 2**14
+"""What is not worth eight operators more."""
 CLOSE = 3e-7
 """Two roundings of a float32 near 1, and half of one for the cosine of another library."""
 NEIGHBOURS, SAMPLED_ROWS = 3, 512
@@ -86,7 +88,7 @@ def _store(cos: ir.Value, sin: ir.Value, graph: ir.Graph) -> bool:
             "count": np.float32(len(tables[0])),
             "step": np.float32(1),
             "axis": np.array([1], np.int64),
-            **({} if scale == 1 else {"scale": scale}),
+            "scale": scale,
         }.items()
     }
     start = graph[0]
@@ -99,9 +101,8 @@ def _store(cos: ir.Value, sin: ir.Value, graph: ir.Graph) -> bool:
     row = emit("Range", stored["first"], stored["count"], stored["step"], step="row")
     angles = emit("Mul", emit("Unsqueeze", row, stored["axis"], step="column"), stored["frequencies"], step="angles")
     for table, operator in ((cos, "Cos"), (sin, "Sin")):
-        values = emit(operator, angles, step=operator.lower())
-        if scale != 1:
-            values = emit("Mul", values, stored["scale"], step=f"{operator.lower()}.scaled")
+        turned = emit(operator, angles, step=f"{operator.lower()}.unscaled")
+        values = emit("Mul", turned, stored["scale"], step=operator.lower())
         values.shape = table.shape
         table.replace_all_uses_with(values)
         graph.initializers.pop(str(table.name))

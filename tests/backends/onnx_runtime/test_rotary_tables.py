@@ -7,13 +7,15 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx_ir as ir
+import onnxruntime
 import pytest
 import torch
 import zoo
 from decoding_checks import Decoder, passed, run_onnx, run_program
 
 from compiler.backends.onnx_runtime import OnnxRuntime
-from compiler.backends.onnx_runtime.graph_passes.rotary_tables import frequencies
+from compiler.backends.onnx_runtime.graph_passes.rotary_tables import frequencies, store_rotary_frequencies
 from compiler.program import Program
 from compiler.target import Target
 
@@ -63,6 +65,26 @@ def test_other_tables_have_none() -> None:
     for other in (moved, holed, drawn, 1.1 * cos, cos[:1]):
         assert frequencies(other.astype(np.float32), sin[: len(other)]) is None
     assert frequencies(cos, sin[:, :4]) is None
+
+
+@pytest.mark.parametrize("scale", [1.0, 1.25])
+def test_onnx_runtime_computes_the_tables_that_were_stored(scale: float) -> None:
+    """At 131,072 positions too, where angles are large."""
+    cos, sin = (scale * one for one in tables(waves(5e5, 8, stretch=True), 131072))
+    x = ir.Value(name="x", type=ir.TensorType(ir.DataType.FLOAT), shape=ir.Shape([1, "tokens", 16]))
+    places = ir.Value(name="places", type=ir.TensorType(ir.DataType.INT64), shape=ir.Shape([1, "tokens"]))
+    stored = [ir.Value(name=name, const_value=ir.Tensor(one, name=name)) for name, one in (("c", cos), ("s", sin))]
+    turned = ir.node("RotaryEmbedding", [x, *stored, places], attributes={"num_heads": 1})
+    (y,) = turned.outputs
+    y.name, y.type, y.shape = "y", x.type, x.shape
+    graph = ir.Graph([x, places], [y], nodes=[turned], initializers=stored, opset_imports={"": 23})
+    assert store_rotary_frequencies(graph) == 1
+    assert "c" not in graph.initializers
+    model = ir.to_proto(ir.Model(graph, ir_version=10))
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    ones = np.concatenate([np.ones((1, 131072, 8), np.float32), np.zeros((1, 131072, 8), np.float32)], -1)
+    (found,) = session.run(None, {"x": ones, "places": np.arange(131072)[None]})
+    np.testing.assert_allclose(found[0], np.concatenate([cos, sin], -1), rtol=0, atol=1e-6)
 
 
 @pytest.fixture(scope="module")
