@@ -1,14 +1,15 @@
 """Feed-forward blocks of structured layers: what is left of a model at 95 to 50 % of their numbers, and its speed.
 
     python benchmarks/structured_feed_forward.py CHECKPOINT --text FOLDER --artifacts FOLDER
-        [--kinds low-rank monarch block-dense] [--ratios 0.95 0.9 0.75 0.5] [--heal MINUTES] [--options KEY=VALUE:...]
-        [--tokens 8192] [--no-speed] [--no-minilm]
+        [--kinds low-rank monarch block-dense pivoted-low-rank prune-neurons] [--ratios 0.95 0.9 0.75 0.5]
+        [--heal MINUTES] [--options KEY=VALUE:...] [--tokens 8192] [--no-speed] [--no-minilm]
 
 CHECKPOINT is a transformers folder, for instance of SmolLM2-135M-Instruct. Every eighth document of --text is held out;
-the others are what is calibrated and healed on. A row is one kind at one ratio: it is compiled by the command into
---artifacts, where it is not there yet, and its artifact reads held-out windows of 512 tokens beside transformers in
-float32. Then it is timed in turns with the artifact of the dense model: a prompt of 512 tokens, and 32 tokens after it.
-all-MiniLM-L6-v2 at 75 % is measured by the cosine of its embeddings of held-out sentences.
+the others are what is calibrated and healed on. A row is one kind of structure, or neurons that go altogether, at one
+ratio: it is compiled by the command into --artifacts, where it is not there yet, and its artifact reads held-out
+windows of 512 tokens beside transformers in float32. Then it is timed in turns with the artifact of the dense model: a
+prompt of 512 tokens, and 32 tokens after it. all-MiniLM-L6-v2 at 75 % is measured by the cosine of its embeddings of held-out
+sentences.
 
 Rows are written as they are measured, and rows that stand in benchmarks/results/structured_feed_forward.json are not
 measured again but for what they lack: a run that was stopped goes on, and --heal adds rows to those without.
@@ -43,7 +44,7 @@ from compiler.runtime.generation.decoder import Decoder
 
 RESULTS = Path(__file__).resolve().parent / "results"
 FIRST = "canonicalize,fuse,make-incremental"
-DENSE = "dense"
+DENSE, PRUNED = "dense", "prune-neurons"
 WINDOW, DECODED = 512, 32
 MINILM_RATIO = 0.75
 STEPS = ("prefill", "decode")
@@ -74,7 +75,8 @@ class Row:
         if self.kind == DENSE:
             return first
         options = f":{self.options}" if self.options else ""
-        return f"{first},structured-feed-forward:kind={self.kind}:ratio={self.ratio:g}{options}"
+        graft = PRUNED if self.kind == PRUNED else f"structured-feed-forward:kind={self.kind}"
+        return f"{first},{graft}:ratio={self.ratio:g}{options}"
 
     @property
     def folder_name(self) -> str:

@@ -1,6 +1,6 @@
 """A ranking of sites by what each costs when it alone is replaced, and which of them `auto-` takes.
 
-    recall   sum over probes of max(0, lost nats) + 10 * error      kl   10 * error
+    recall   sum over probes of max(0, lost nats) + 100 * error      kl   100 * error
 
 `lost nats` is by how much less likely the tokens of answers became, in nats a token; `error` is KL(before || after) in
 nats a token for language models, for others one minus the mean cosine of outputs. A layer may hardly move perplexity
@@ -17,7 +17,7 @@ from typing import Any
 
 from compiler.selection.layer_choice import Rank
 
-ERROR_WEIGHT = 10.0
+ERROR_WEIGHT = 100.0
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from compiler.structured.structure import Structure
+
 Allocation = Literal["uniform", "energy", "welore"]
 ALLOCATION_HELP = (
     "how the numbers that ratio leaves are shared out: uniform, the same part of every weight; energy, the same part "
@@ -30,11 +32,15 @@ ALLOCATION_HELP = (
 
 @dataclass(frozen=True)
 class Spectrum:
-    """Singular values of a site, largest first, the numbers that a rank more takes, and those of its weight."""
+    """Singular values of a site, largest first, and the structure that its weight becomes, of whatever rank."""
 
     values: Tensor
-    numbers_by_rank: int
-    dense_count: int
+    structure: Structure
+
+    @property
+    def dense_count(self) -> int:
+        """Numbers in the weight."""
+        return self.structure.dense_count
 
 
 def allocated_ranks(spectra: Sequence[Spectrum], ratio: float, allocation: Allocation) -> list[int]:
@@ -63,5 +69,6 @@ def _entries(spectrum: Spectrum, allocation: Allocation) -> Tensor:
 
 def _growth(spectrum: Spectrum) -> Tensor:
     """The numbers that each rank adds, up to those of the weight."""
-    counts = torch.arange(1, len(spectrum.values) + 1, dtype=torch.float64) * spectrum.numbers_by_rank
+    ranks = range(1, len(spectrum.values) + 1)
+    counts = torch.tensor([spectrum.structure.count_at(rank) for rank in ranks], dtype=torch.float64)
     return counts.clamp(max=spectrum.dense_count).diff(prepend=torch.zeros(1, dtype=torch.float64))

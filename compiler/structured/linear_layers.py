@@ -18,7 +18,8 @@ from compiler.quantization.compensation import damped
 from compiler.quantization.stand_ins import LinearWeights, linear_weights
 from compiler.structured.allocation import Allocation, Spectrum, allocated_ranks
 from compiler.structured.fisher import fisher_sums
-from compiler.structured.modules import FACTOR, StructuredLinear
+from compiler.structured.modules import FACTOR, FactoredLinear, StructuredLinear
+from compiler.structured.pivoted_linear import PivotedLinear
 from compiler.structured.projection import project, weighed_singular_values
 from compiler.structured.structure import Structure
 from compiler.structured.weighing import Method, Weighing
@@ -53,11 +54,13 @@ class Layer:
         """Whether what is nearest to it is so in what it gives: training it alone finds nothing better."""
         return self.weights.statistics is not None and self.weighing.moment is not None
 
-    def structured(self, structure: Structure, batched: bool | None = None) -> tuple[StructuredLinear, str]:
+    def structured(self, structure: Structure, batched: bool | None = None) -> tuple[FactoredLinear, str]:
         """The nearest layer of this structure, and what to say of it; `batched` as the module takes it."""
         factors = project(self.weights.weight, structure, self.weighing)
         lost = self.weighing.part_lost(self.weights.weight, factors.dense())
-        module = StructuredLinear(factors, self.weights.bias, self.dtype, batched)
+        bias, dtype = self.weights.bias, self.dtype
+        pivoted = structure.pivoted
+        module = PivotedLinear(factors, bias, dtype) if pivoted else StructuredLinear(factors, bias, dtype, batched)
         return module, f"{structure}, {self.said(lost)}"
 
     def dense(self) -> nn.Module:
@@ -98,7 +101,7 @@ class Layers:
             layer = self._layer(site, walk)
             blocks = structure(layer)
             values = weighed_singular_values(layer.weights.weight, layer.weighing, blocks)
-            spectra.append(Spectrum(values, blocks.numbers_by_rank, blocks.dense_count))
+            spectra.append(Spectrum(values, blocks))
         ranks = allocated_ranks(spectra, ratio, allocation)
         self._ranks = {site.output: rank for site, rank in zip(sites, ranks, strict=True)}
 

@@ -28,41 +28,20 @@ BATCHED_FROM = 8
 """Blocks of either side."""
 
 
-class StructuredLinear(nn.Module):
-    """y = second (dealt out (first x)) + bias, both factors block-diagonal.
+class FactoredLinear(nn.Module):
+    """A linear layer that stores two factors of its weight and biases, each a list of tensors.
 
-    By blocks first_factor[i] is [out_blocks * rank, in_i], second_factor[j] [out_j, in_blocks * rank], biases[j]
-    [out_j]. Batched each list holds one tensor: first [in_blocks, in_i, out_blocks * rank], second [out_blocks,
-    in_blocks * rank, out_j], bias [out]. Between `learn` and `settle` factors are stored at a root mean square of
-    LEARNING_SIZE, so that one step of training moves each by the same part.
+    Between `learn` and `settle` factors are stored at a root mean square of LEARNING_SIZE, so that one step of training
+    moves each by the same part.
     """
 
-    def __init__(self, factors: Factors, bias: Tensor | None, dtype: torch.dtype, batched: bool | None = None) -> None:
-        """`batched` None: where it is faster. Raises ValueError where it is True and blocks differ in size."""
+    def __init__(
+        self, first: Sequence[Tensor], second: Sequence[Tensor], biases: Sequence[Tensor], dtype: torch.dtype
+    ) -> None:
         super().__init__()
-        self.structure = factors.structure
-        self.batched = wants_batches(self.structure) if batched is None else batched
-        if self.batched and not has_even_blocks(self.structure):
-            raise ValueError(f"blocks of sizes {factors.structure.in_sizes} and {factors.structure.out_sizes} differ")
-        first, second = factors.first(), factors.second()
-        biases = [] if bias is None else [bias[part] for part in self.structure.out_slices]
-        if self.batched:
-            first, second = ([torch.stack(part).mT] for part in (first, second))
-            biases = [] if bias is None else [bias]
         self.first_factor, self.second_factor = _parameters(first, dtype), _parameters(second, dtype)
         self.biases = _parameters(biases, dtype)
         self.units: tuple[tuple[float, ...], ...] = ()
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x [..., in] to [..., out]."""
-        first, second = self._factors()
-        if self.batched:
-            return self._batched(x, first[0], second[0])
-        parts = _split(x, self.structure.in_sizes)
-        hidden = _joined([functional.linear(part, factor) for part, factor in zip(parts, first, strict=True)])
-        parts = _split(self._dealt(hidden), [factor.shape[1] for factor in second])
-        biases = self.biases or [None] * len(second)
-        return _joined([functional.linear(*one) for one in zip(parts, second, biases, strict=True)])
 
     def learn(self) -> None:
         """Store the factors at the size that suits training."""
@@ -78,21 +57,56 @@ class StructuredLinear(nn.Module):
             self._scale(self.units)
         self.units = ()
 
-    @property
-    def _lists(self) -> tuple[nn.ParameterList, nn.ParameterList]:
-        return self.first_factor, self.second_factor
-
-    def _factors(self) -> list[list[Tensor]]:
+    def factors(self) -> list[list[Tensor]]:
+        """Both factors as they are, however they are stored."""
         if not self.units:
             return [list(part) for part in self._lists]
         pairs = zip(self._lists, self.units, strict=True)
         return [[one * unit for one, unit in zip(part, units, strict=True)] for part, units in pairs]
+
+    @property
+    def _lists(self) -> tuple[nn.ParameterList, nn.ParameterList]:
+        return self.first_factor, self.second_factor
 
     @torch.no_grad()
     def _scale(self, scales: Sequence[Sequence[float]]) -> None:
         for part, units in zip(self._lists, scales, strict=True):
             for one, unit in zip(part, units, strict=True):
                 one.mul_(unit)
+
+
+class StructuredLinear(FactoredLinear):
+    """y = second (dealt out (first x)) + bias, both factors block-diagonal.
+
+    By blocks first_factor[i] is [out_blocks * rank, in_i], second_factor[j] [out_j, in_blocks * rank], biases[j]
+    [out_j]. Batched each list holds one tensor: first [in_blocks, in_i, out_blocks * rank], second [out_blocks,
+    in_blocks * rank, out_j], bias [out].
+    """
+
+    def __init__(self, factors: Factors, bias: Tensor | None, dtype: torch.dtype, batched: bool | None = None) -> None:
+        """`batched` None: where it is faster. Raises ValueError where it is True and blocks differ in size."""
+        structure = factors.structure
+        batched = wants_batches(structure) if batched is None else batched
+        if batched and not has_even_blocks(structure):
+            raise ValueError(f"blocks of sizes {structure.in_sizes} and {structure.out_sizes} differ")
+        first, second = factors.first(), factors.second()
+        biases = [] if bias is None else [bias[part] for part in structure.out_slices]
+        if batched:
+            first, second = ([torch.stack(part).mT] for part in (first, second))
+            biases = [] if bias is None else [bias]
+        super().__init__(first, second, biases, dtype)
+        self.structure, self.batched = structure, batched
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [..., in] to [..., out]."""
+        first, second = self.factors()
+        if self.batched:
+            return self._batched(x, first[0], second[0])
+        parts = _split(x, self.structure.in_sizes)
+        hidden = _joined([functional.linear(part, factor) for part, factor in zip(parts, first, strict=True)])
+        parts = _split(self._dealt(hidden), [factor.shape[1] for factor in second])
+        biases = self.biases or [None] * len(second)
+        return _joined([functional.linear(*one) for one in zip(parts, second, biases, strict=True)])
 
     def _dealt(self, hidden: Tensor) -> Tensor:
         """[..., in_blocks * out_blocks * rank] in the order of outputs."""
@@ -122,8 +136,8 @@ def settle(module: nn.Module) -> None:
         layer.settle()
 
 
-def _layers(module: nn.Module) -> list[StructuredLinear]:
-    return [part for part in module.modules() if isinstance(part, StructuredLinear)]
+def _layers(module: nn.Module) -> list[FactoredLinear]:
+    return [part for part in module.modules() if isinstance(part, FactoredLinear)]
 
 
 def wants_batches(structure: Structure) -> bool:

@@ -6,6 +6,8 @@
                                                          second factor: block-diagonal, after a permutation
 
     low-rank        one block
+    pivoted         one block, stored as some of its columns, the pivots, and the others as sums of them: of one factor
+                    rank ** 2 numbers are an identity that nobody needs to store (pivoted_linear.py)
     block-dense     several blocks of inputs, one of outputs
     Monarch         as many blocks of inputs as of outputs
     block-shuffle   the same, as wide between the factors as the narrower side of the weight
@@ -15,17 +17,19 @@ trained layer reads and gives is as good as another.
 
 Source: Dao et al. 2022, arXiv:2204.00595, definition 3.1 and appendix (Monarch: of rank 1 where a square matrix has as
 many blocks as a block is wide; rectangular ones); Wei et al. 2024, arXiv:2406.16450, section 3.1 (LowRank, BlockDense,
-BlockShuffle: Monarch with another order of what is between the factors).
+BlockShuffle: Monarch with another order of what is between the factors); Zhao et al. 2025, arXiv:2501.19090, section 3
+(pivots).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from bisect import bisect
+from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
 from typing import Literal
 
 FEWEST_BLOCKS, MOST_BLOCKS = 2, 16
-Kind = Literal["low-rank", "monarch", "block-dense", "block-shuffle"]
+Kind = Literal["low-rank", "pivoted-low-rank", "monarch", "block-dense", "block-shuffle"]
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,7 @@ class Structure:
     out_sizes: tuple[int, ...]
     in_sizes: tuple[int, ...]
     rank: int
+    pivoted: bool = False
 
     @classmethod
     def of(cls, out_features: int, in_features: int, out_blocks: int, in_blocks: int, rank: int) -> Structure:
@@ -44,12 +49,12 @@ class Structure:
     @property
     def parameter_count(self) -> int:
         """Numbers in both factors."""
-        return self.rank * self.numbers_by_rank
+        return self.count_at(self.rank)
 
-    @property
-    def numbers_by_rank(self) -> int:
-        """Numbers that a rank more adds."""
-        return len(self.out_sizes) * sum(self.in_sizes) + len(self.in_sizes) * sum(self.out_sizes)
+    def count_at(self, rank: int) -> int:
+        """Numbers in both factors of another rank."""
+        by_rank = len(self.out_sizes) * sum(self.in_sizes) + len(self.in_sizes) * sum(self.out_sizes)
+        return rank * (by_rank - rank if self.pivoted else by_rank)
 
     @property
     def dense_count(self) -> int:
@@ -68,14 +73,15 @@ class Structure:
 
     def at_ratio(self, ratio: float) -> Structure:
         """The same blocks with the largest rank at which both factors have `ratio` of the weight's numbers at most."""
-        rank = int(ratio * self.dense_count / self.numbers_by_rank + 1e-9)
-        return Structure(self.out_sizes, self.in_sizes, rank)
+        allowed = ratio * self.dense_count + 1e-6
+        rank = bisect(range(1, min(sum(self.out_sizes), sum(self.in_sizes)) + 1), allowed, key=self.count_at)
+        return replace(self, rank=rank)
 
     def __str__(self) -> str:
         blocks = len(self.out_sizes), len(self.in_sizes)
         share = f"{self.parameter_count / self.dense_count:.0%} of the numbers"
         return (
-            f"rank {self.rank}, {share}"
+            f"rank {self.rank}, {'pivoted, ' if self.pivoted else ''}{share}"
             if blocks == (1, 1)
             else f"{blocks[0]} x {blocks[1]} blocks of rank {self.rank}, {share}"
         )
@@ -85,9 +91,10 @@ def structure_of(kind: Kind, out_features: int, in_features: int, blocks: int, r
     """What a weight becomes: `ratio` of its numbers at most, which the blocks alone say of block-shuffle."""
     if kind == "block-shuffle":
         return shuffled(out_features, in_features, blocks)
-    in_blocks = 1 if kind == "low-rank" else blocks
+    in_blocks = blocks if kind in ("monarch", "block-dense") else 1
     out_blocks = blocks if kind == "monarch" else 1
-    return Structure.of(out_features, in_features, out_blocks, in_blocks, rank=1).at_ratio(ratio)
+    whole = Structure.of(out_features, in_features, out_blocks, in_blocks, rank=1)
+    return replace(whole, pivoted=kind == "pivoted-low-rank").at_ratio(ratio)
 
 
 def shuffled(out_features: int, in_features: int, blocks: int) -> Structure:

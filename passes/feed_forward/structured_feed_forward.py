@@ -1,8 +1,9 @@
 """feed-forward  ->  the same with structured layers, taken, healed and given back as one
 
 Before:  down(activation(gate(x)) * up(x)), or down(activation(up(x)))
-After:   the same with each layer a structure: kind=low-rank, monarch, block-dense or block-shuffle, as in the passes of
-         these names. The layers of a block are fitted in turn, `down` to what structured `gate` and `up` leave
+After:   the same with each layer a structure: kind=low-rank, pivoted-low-rank (low-rank:pivoted=true), monarch,
+         block-dense or block-shuffle, as in the passes of these names. The layers of a block are fitted in turn, `down`
+         to what structured `gate` and `up` leave
 Shapes:  x [..., hidden_size] to the same; layers as in the passes of the kinds.
 Lossy:   as the kinds are. The difference to them is the unit: `layers=` and the budget take whole blocks, and healing
          trains all factors of a block on what the block gave, past its activation, before it trains all blocks.
@@ -46,7 +47,7 @@ class StructuredFeedForward(ChoosesLayers, Graft):
         Method, "what errors count by: nothing; the inputs; gradients as a Fisher matrix; inputs and gradients"
     ] = "whitened"
     ratio: Annotated[float, "part of a layer's numbers that is left; block-shuffle has its own"] = 0.5
-    blocks: Annotated[int, "blocks of a factor, 2 to 16, for all kinds but low-rank"] = 4
+    blocks: Annotated[int, "blocks of a factor, 2 to 16, for all kinds but low ranks"] = 4
     allocation: Annotated[Allocation, ALLOCATION_HELP] = "uniform"
 
     def __post_init__(self) -> None:

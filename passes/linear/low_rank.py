@@ -3,14 +3,16 @@
 Before:  linear(x, W, b)
 After:   linear(linear(x, down), up, b), where up @ down is the weight of that rank that loses least: of W itself
          (method=plain), of what the layer gives on calibration data (whitened), of W by its Fisher information
-         (fisher), of what the layer gives by how much the loss minds it (whitened-fisher)
-Shapes:  x [..., in], W [out, in], down [rank, in], up [out, rank].
+         (fisher), of what the layer gives by how much the loss minds it (whitened-fisher). With pivoted=true the same
+         product in fewer numbers: some columns of the weight, the pivots, and what makes the others of them
+Shapes:  x [..., in], W [out, in], down [rank, in], up [out, rank]; pivoted rank * (in + out - rank) numbers in all.
 Lossy:   the directions beyond the rank are gone. The rank is that which leaves `ratio` of the weight's numbers, or
          `weight_rank`, or what keeps `energy` of what the method counts by. Healing trains both factors; the budget
          gives back half of what a site saved, then the site. Quantize after it: both factors are linear layers.
 Refuses: a rank that saves no numbers; weights that other nodes share, that are integers, or not finite; factors.
 Source:  Wang et al. 2024, arXiv:2403.07378, section 3.1 (whitened, SVD-LLM); Hsu et al. 2022, arXiv:2207.00112 (fisher,
-         FWSVD), by rows and columns as in Guo et al. 2023, arXiv:2311.12023, section 3.3.
+         FWSVD), by rows and columns as in Guo et al. 2023, arXiv:2311.12023, section 3.3; Zhao et al. 2025,
+         arXiv:2501.19090, section 3 (pivoted, PIFA).
 """
 
 from __future__ import annotations
@@ -41,6 +43,9 @@ class LowRank(RankedGraft):
     energy: Annotated[float | None, "part of what the method counts by that the rank keeps, in the place of ratio"] = (
         None
     )
+    pivoted: Annotated[bool, "store some columns of the product, and how the others follow: a higher rank as small"] = (
+        False
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -70,7 +75,7 @@ class LowRank(RankedGraft):
     def structure(self, layer: Layer) -> Structure:
         """One block, of the rank that the options say."""
         weight = layer.weights.weight
-        whole = Structure.of(*layer.shape, 1, 1, rank=1)
+        whole = replace(Structure.of(*layer.shape, 1, 1, rank=1), pivoted=self.pivoted)
         if self.weight_rank is not None:
             return replace(whole, rank=self.weight_rank)
         if self.energy is None:

@@ -30,8 +30,8 @@ def ranking(text: str) -> dict[str, Any]:
     sites = [
         {
             "site": f"{text}.{index}", "replaced": index == 1, "error": error, "recall": recall,
-            "score": None if error is None else 10 * error + sum(max(0.0, nats) for nats in recall.values()),
-            "parts": {"error": 10 * (error or 0.0)} | {name: max(0.0, nats) for name, nats in recall.items()},
+            "score": None if error is None else 100 * error + sum(max(0.0, nats) for nats in recall.values()),
+            "parts": {"error": 100 * (error or 0.0)} | {name: max(0.0, nats) for name, nats in recall.items()},
         }
         for index, (error, recall) in enumerate(costs)
     ]  # fmt: skip

@@ -57,8 +57,8 @@ def test_the_page_draws_a_column_a_site() -> None:
 
 def test_scores_add_what_was_lost_and_ten_times_the_error() -> None:
     cost = SiteCost("node", "site", 0.02, {"copying": 1.5, "needle": -0.5})
-    assert cost.score("recall") == 1.5 + 10 * 0.02
-    assert cost.score("kl") == 10 * 0.02
+    assert cost.score("recall") == 1.5 + 100 * 0.02
+    assert cost.score("kl") == 100 * 0.02
     assert cost.parts("recall") == {"copying": 1.5, "needle": 0.0, "error": 0.2}
 
 

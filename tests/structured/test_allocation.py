@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -15,7 +16,11 @@ from compiler.structured.weighing import Weighing
 SHAPES = [(12, 9), (20, 8), (7, 7), (16, 30)]
 
 
-def spectra(seed: int) -> list[Spectrum]:
+def one_block(outputs: int, inputs: int, *, pivoted: bool = False) -> Structure:
+    return replace(Structure.of(outputs, inputs, 1, 1, 1), pivoted=pivoted)
+
+
+def spectra(seed: int, *, pivoted: bool = False) -> list[Spectrum]:
     """Of weights whose singular values fall differently fast."""
     generator = torch.Generator().manual_seed(seed)
     found = []
@@ -23,7 +28,7 @@ def spectra(seed: int) -> list[Spectrum]:
         count = min(outputs, inputs)
         decay = torch.arange(count, dtype=torch.float64) * (0.1 + 0.3 * index)
         values = ((0.2 + torch.rand(count, generator=generator, dtype=torch.float64)) * decay.neg().exp()).sort().values
-        found.append(Spectrum(values.flip(0), outputs + inputs, outputs * inputs))
+        found.append(Spectrum(values.flip(0), one_block(outputs, inputs, pivoted=pivoted)))
     return found
 
 
@@ -49,14 +54,23 @@ def thresholds(values: list[float], allocation: Allocation) -> list[float]:
 
 def total(ranks: list[int], sites: list[Spectrum]) -> int:
     """Numbers of all sites; one whose factors are no smaller than its weight is dense."""
-    return sum(min(rank * site.numbers_by_rank, site.dense_count) for rank, site in zip(ranks, sites, strict=True))
+    return sum(min(numbers(rank, site), site.dense_count) for rank, site in zip(ranks, sites, strict=True))
+
+
+def numbers(rank: int, site: Spectrum) -> int:
+    """Of both factors, as many as their shapes say; of pivots less the identity."""
+    (outputs,), (inputs,) = site.structure.out_sizes, site.structure.in_sizes
+    return outputs * rank + rank * inputs - (rank * rank if site.structure.pivoted else 0)
 
 
 @pytest.mark.parametrize("allocation", ["energy", "welore"])
 @pytest.mark.parametrize("ratio", [0.3, 0.5, 0.75, 0.95])
 @pytest.mark.parametrize("seed", [0, 1])
-def test_it_is_the_threshold_with_the_most_numbers_that_fit(allocation: Allocation, ratio: float, seed: int) -> None:
-    sites = spectra(seed)
+@pytest.mark.parametrize("pivoted", [False, True])
+def test_it_is_the_threshold_with_the_most_numbers_that_fit(
+    allocation: Allocation, ratio: float, seed: int, pivoted: bool
+) -> None:
+    sites = spectra(seed, pivoted=pivoted)
     lists = [site.values.tolist() for site in sites]
     allowed = ratio * sum(site.dense_count for site in sites)
     shares = [share for one in lists for share in thresholds(one, allocation)]
@@ -64,7 +78,7 @@ def test_it_is_the_threshold_with_the_most_numbers_that_fit(allocation: Allocati
     fitting = [ranks for ranks in tried if total(ranks, sites) <= allowed]
     best = max(fitting, key=lambda ranks: total(ranks, sites))
     found = allocated_ranks(sites, ratio, allocation)
-    enough = [-(-site.dense_count // site.numbers_by_rank) for site in sites]
+    enough = [next(rank for rank in itertools.count(1) if numbers(rank, one) >= one.dense_count) for one in sites]
     assert list(map(min, found, enough)) == list(map(min, best, enough))
     assert total(found, sites) <= allowed
 
@@ -73,7 +87,8 @@ def test_uniform_gives_every_site_its_part() -> None:
     sites = spectra(0)
     ranks = allocated_ranks(sites, 0.6, "uniform")
     for rank, site in zip(ranks, sites, strict=True):
-        assert abs(rank * site.numbers_by_rank / site.dense_count - 0.6) < 2 * site.numbers_by_rank / site.dense_count
+        assert numbers(rank, site) < 0.62 * site.dense_count
+        assert numbers(rank + 2, site) > 0.6 * site.dense_count
 
 
 def test_singular_values_of_blocks_are_those_of_each_block() -> None:
@@ -92,8 +107,8 @@ def test_singular_values_of_blocks_are_those_of_each_block() -> None:
 
 
 def test_a_site_that_needs_all_its_directions_leaves_less_to_the_others() -> None:
-    flat = Spectrum(torch.linspace(1.0, 0.9, 10, dtype=torch.float64), 20, 100)
-    steep = Spectrum(torch.logspace(0, -6, 10, dtype=torch.float64), 20, 100)
+    flat = Spectrum(torch.linspace(1.0, 0.9, 10, dtype=torch.float64), one_block(10, 10))
+    steep = Spectrum(torch.logspace(0, -6, 10, dtype=torch.float64), one_block(10, 10))
     ranks = allocated_ranks([flat, steep], 0.6, "energy")
     assert ranks[0] > ranks[1]
     assert total(ranks, [flat, steep]) <= 120

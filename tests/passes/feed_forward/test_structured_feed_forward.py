@@ -161,7 +161,10 @@ def test_experts_are_refused() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("model", "kind"), [("llama", "monarch"), ("bert", "low-rank"), ("vit", "block-dense")])
+@pytest.mark.parametrize(
+    ("model", "kind"),
+    [("llama", "monarch"), ("bert", "low-rank"), ("vit", "block-dense"), ("llama", "pivoted-low-rank")],
+)
 def test_models_in_onnx_runtime(model: str, kind: str, tmp_path: Path) -> None:
     graft = StructuredFeedForward(kind=kind, blocks=2)
     assert len(assert_runs_in_onnx_runtime(graft, model, tmp_path).changed) == 2

@@ -43,6 +43,17 @@ def test_the_graph_before_and_after() -> None:
     torch.testing.assert_close(after.weights()["first.low_rank.biases.0"], program.weight("first.bias"))
 
 
+def test_pivoted_is_the_same_product_in_fewer_numbers_and_a_better_one_in_as_many() -> None:
+    program = two_layers()
+    thin, pivoted = (grafted(LowRank(weight_rank=12, pivoted=pivoted), program)[0] for pivoted in (False, True))
+    (ours,), (theirs,) = pivoted.run(inputs()), thin.run(inputs())
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5 * float(theirs.abs().max()))
+    assert products(pivoted) == [(12, 12), (36, 12), (12, 36), (12, 12)]
+    after, result = grafted(LowRank(ratio=0.75, pivoted=True), program)
+    assert result.outcomes[0].note.startswith("rank 14, pivoted, 75% of the numbers, error ")
+    assert error(after, program) < 0.7 * error(grafted(LowRank(ratio=0.75), program)[0], program)
+
+
 @pytest.mark.parametrize("rank", [1, 5, 12])
 def test_plain_is_the_truncated_decomposition(rank: int) -> None:
     program = two_layers()
@@ -194,6 +205,13 @@ def test_options_that_mean_nothing(options: dict[str, Any], problem: str) -> Non
 def test_models_in_onnx_runtime(model: str, tmp_path: Path) -> None:
     result = assert_runs_in_onnx_runtime(LowRank(), model, tmp_path)
     assert len(result.changed) == {"llama": 15, "bert": 12, "vit": 13, "gpt2": 8}[model]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", ["llama", "bert"])
+def test_pivoted_in_onnx_runtime(model: str, tmp_path: Path) -> None:
+    result = assert_runs_in_onnx_runtime(LowRank(ratio=0.8, pivoted=True), model, tmp_path)
+    assert len(result.changed) == {"llama": 15, "bert": 12}[model]
 
 
 def test_layers_whose_stand_ins_are_no_faster_stay(monkeypatch: pytest.MonkeyPatch) -> None:
