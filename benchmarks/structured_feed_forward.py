@@ -8,8 +8,8 @@ CHECKPOINT is a transformers folder, for instance of SmolLM2-135M-Instruct. Ever
 the others are what is calibrated and healed on. A row is one kind of structure, or neurons that go altogether, at one
 ratio: it is compiled by the command into --artifacts, where it is not there yet, and its artifact reads held-out
 windows of 512 tokens beside transformers in float32. Then it is timed in turns with the artifact of the dense model: a
-prompt of 512 tokens, and 32 tokens after it. all-MiniLM-L6-v2 at 75 % is measured by the cosine of its embeddings of held-out
-sentences.
+prompt of 512 tokens, and 32 tokens after it. all-MiniLM-L6-v2 at 75 % is measured by the cosine of its embeddings of
+held-out sentences.
 
 Rows are written as they are measured, and rows that stand in benchmarks/results/structured_feed_forward.json are not
 measured again but for what they lack: a run that was stopped goes on, and --heal adds rows to those without.

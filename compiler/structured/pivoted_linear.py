@@ -72,5 +72,5 @@ def _interpolated(matrix: Tensor) -> tuple[Tensor, Tensor]:
     matrix = matrix.detach().double()
     _, places = qr(matrix.numpy(), mode="r", pivoting=True)
     order = torch.from_numpy(places).long()
-    pivots, others = matrix[:, order].split([len(matrix), matrix.shape[1] - len(matrix)], 1)
+    pivots, others = matrix[:, order[: len(matrix)]], matrix[:, order[len(matrix) :]]
     return order, torch.linalg.lstsq(pivots, others, driver="gelsd").solution  # pivots of a lower rank too
