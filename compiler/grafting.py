@@ -215,7 +215,7 @@ def _heal(bench: Workbench, teacher: Program, context: PassContext) -> HealingRe
     for _, rung in first:
         if rung.learn is not None:
             rung.learn()
-    patients = [Patient(site, rung.module, rung.heal, rung.alone) for site, rung in first]
+    patients = [Patient(site, rung.module, rung.heal, rung.alone, rung.rate) for site, rung in first]
     student = bench.guided_trial() if context.healing.options.guided else bench.trial()
     healed = heal(bench.graft.name, teacher, student, patients, context)
     if healed is None:

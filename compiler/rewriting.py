@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from compiler.selection.ranking import SiteRanking
     from compiler.target import Target
 
-BUDGETED_KINDS = ("linear", "embedding", "convolution", "feed-forward", "convolution-chain")
+BUDGETED_KINDS = ("linear", "embedding", "convolution", "feed-forward", "convolution-chain", "residual-layer")
 """Kinds of site for which grafts offer candidates to a budget unless they say otherwise."""
 
 
@@ -149,14 +149,16 @@ class Replacement:
     `heal` names its parameters that healing may train, globs among them. `states` says which of the Program's states it
     holds in another dtype, by the name of their input. `gentler` is what the pipeline tries before it gives the site
     back entirely. `alone` says whether it first learns what its site gives, on its own: what was fitted to that already
-    has nothing to gain from it. `learn` is called before it learns anything, and `settle` once no healing follows, or
-    what there was has ended.
+    has nothing to gain from it. `rate` is the part of healing's learning rates that suits it: weights that nearly fit
+    are spoilt by steps that new parameters need. `learn` is called before it learns anything, and `settle` once no
+    healing follows, or what there was has ended.
     """
 
     module: nn.Module
     note: str
     heal: tuple[str, ...] = ()
     alone: bool = True
+    rate: float = 1.0
     learn: Callable[[], None] | None = field(default=None, repr=False)
     settle: Callable[[], None] | None = field(default=None, repr=False)
     states: Mapping[str, torch.dtype] = field(default_factory=dict)

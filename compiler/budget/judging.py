@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, fx, nn
 
+from compiler.patterns import value
+
 if TYPE_CHECKING:
     from compiler.quantization.calibration_walk import CalibrationWalk
     from compiler.sites import Site
@@ -20,6 +22,8 @@ MOST_ROWS = 1024
 """Rows of a site's output that an error is taken over."""
 CONVOLVING = ("convolution", "convolution-chain")
 """Kinds of site whose outputs have their channels in dim 1."""
+PICTURE_RANK = 4
+"""Of what a residual layer gives: with so many dims, channels are in dim 1 there too."""
 
 
 class Judge:
@@ -28,7 +32,7 @@ class Judge:
     def __init__(self, walk: CalibrationWalk, site: Site, copy: nn.Module, power: Mapping[fx.Node, Tensor]) -> None:
         """`copy` is the site as it is, `power` the mean squared gradients of outputs by node."""
         data = walk.data
-        self._dim = 1 if site.kind in CONVOLVING else -1
+        self._dim = channel_dim(site)
         self._power = power.get(site.output)
         self._blind = not power
         self._rows: list[tuple[tuple[Tensor, ...], Tensor, Tensor | None]] = []
@@ -59,6 +63,12 @@ class Judge:
         if self._blind:
             return 0.5 * float(mean.sum())
         return 0.0 if self._power is None else 0.5 * float(torch.dot(mean, self._power.double()))
+
+
+def channel_dim(site: Site) -> int:
+    """Where the channels of what a site gives are."""
+    is_picture = site.kind == "residual-layer" and value(site.output).dim() >= PICTURE_RANK
+    return 1 if site.kind in CONVOLVING or is_picture else -1
 
 
 def _samples(inputs: tuple[Tensor, ...], rows: int) -> tuple[Tensor, ...]:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 
 from torch import fx, nn
 
-from compiler.budget.judging import CONVOLVING, Judge
+from compiler.budget.judging import Judge, channel_dim
 from compiler.budget.kept_costs import Entry, KeptCosts, costs_digest
 from compiler.budget.places import Choice, Place
 from compiler.budget.site_copies import SiteCopies
@@ -159,7 +159,7 @@ class Measuring:
         sites = [site for site, _ in order]
         walk = UndisturbedWalk(self.program, context.data, self._read_at(order))
         context.progress("budget: how much the outputs mind each site")
-        dims = {site.output: 1 for site in sites if site.kind in CONVOLVING}
+        dims = {site.output: dim for site in sites if (dim := channel_dim(site)) != -1}
         power = gradient_power(self.program, {site.output for site in sites}, context.data, context.seed, dims)
         meter = SiteMeter(self.program, context, sites, [], 0) if context.data.ranking else None
         sampled = self._sampled()

@@ -1,8 +1,9 @@
 """What is replaced as one, and what grafts offer for it.
 
 A part is one site with its weight, or the sites that share one: a tied table and head are replaced together. A place is
-what a candidate stands in for: a part, or a block, which covers the parts inside it: a feed-forward block, or
-convolutions one behind the other. Where a candidate stands in for a block, nothing else does for its layers.
+what a candidate stands in for: a part, or a block, which covers the parts inside it: a feed-forward block, convolutions
+one behind the other, or a residual layer that reads nothing but what it adds to. Where a candidate stands in for a
+block, nothing else does for its layers.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from compiler.graph_slices import nodes_between
 from compiler.rewriting import BUDGETED_KINDS, Graft, option_values
 from compiler.sites import Site, find_sites
 from compiler.sites.convolution import match_convolution
@@ -18,8 +20,8 @@ from compiler.sites.convolution import match_convolution
 if TYPE_CHECKING:
     from compiler.program import Program
 
-FEED_FORWARD, CHAIN = "feed-forward", "convolution-chain"
-BLOCKS = (FEED_FORWARD, CHAIN)
+FEED_FORWARD, CHAIN, RESIDUAL = "feed-forward", "convolution-chain", "residual-layer"
+BLOCKS = (FEED_FORWARD, CHAIN, RESIDUAL)
 ROLES = ("gate", "up", "down")
 
 
@@ -34,8 +36,9 @@ class Place:
 
     @property
     def name(self) -> str:
-        """The names of its sites."""
-        return " and ".join(site.name for site in self.sites)
+        """The names of its sites. A residual layer of one layer is called as that layer is."""
+        names = " and ".join(site.name for site in self.sites)
+        return f"{names} (residual layer)" if self.kind == RESIDUAL else names
 
     @property
     def kind(self) -> str:
@@ -46,7 +49,7 @@ class Place:
     @property
     def is_part(self) -> bool:
         """Whether it may stay as it is: a block as such is only a way to replace the parts inside it."""
-        return len(self.covers) == 1
+        return len(self.covers) == 1 and self.kind != RESIDUAL
 
 
 def find_places(program: Program) -> list[Place]:
@@ -58,23 +61,32 @@ def find_places(program: Program) -> list[Place]:
         if site.kind not in BLOCKS:
             by_weight.setdefault(id(program.weight(site.bindings["weight"])), []).append(site)
     parts = list(by_weight.values())
-    inside = [_inside(block, parts) for block in blocks]
-    pairs = list(zip(blocks, inside, strict=True))
-    experts = [[block] for block, covered in pairs if block.kind == FEED_FORWARD and not covered]
-    places = [Place(tuple(group), (index,)) for index, group in enumerate([*parts, *experts])]
-    return places + [Place((block,), covered) for block, covered in pairs if covered and len(covered) == _size(block)]
+    parts += [[block] for block in blocks if block.kind == FEED_FORWARD and not _inside(block, parts)]
+    places = [Place(tuple(group), (index,)) for index, group in enumerate(parts)]
+    for block in blocks:
+        covered = _inside(block, parts)
+        if covered and [block] not in parts and len(covered) == _size(block, parts) and _is_apart(block):
+            places.append(Place((block,), covered))
+    return places
 
 
-def _size(block: Site) -> int:
-    """How many weights a block has."""
+def _size(block: Site, parts: Sequence[Sequence[Site]]) -> int:
+    """How many parts a block has."""
     if block.kind == CHAIN:
         return sum(isinstance(match_convolution(node), Site) for node in block.nodes)
+    if block.kind == RESIDUAL:
+        return sum(any(site.output in block.nodes for site in group) for group in parts)
     return len({block.bindings[role] for role in ROLES} - {None})
 
 
 def _inside(block: Site, parts: Sequence[Sequence[Site]]) -> tuple[int, ...]:
     """The parts that stand inside a block and nowhere else; none of experts, whose layers are no linear sites."""
     return tuple(i for i, group in enumerate(parts) if all(site.output in block.nodes for site in group))
+
+
+def _is_apart(block: Site) -> bool:
+    """Whether a block can be run alone. A layer of attention also reads masks and positions."""
+    return block.kind != RESIDUAL or nodes_between(block.output, block.inputs) is not None
 
 
 @dataclass(frozen=True)

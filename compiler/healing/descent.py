@@ -44,7 +44,8 @@ CHECKPOINT_SECONDS, CHECKPOINT_SHARE = 20.0, 0.1
 @dataclass(frozen=True)
 class Settings:
     """What one descent is given. Now and then its state is written to `file`. `start` is the held-out loss at first,
-    where that is known. `fades` says whether something fades out meanwhile.
+    where that is known. `fades` says whether something fades out meanwhile. `parts` are those parameters, by name, that
+    take a part of the learning rate.
     """
 
     seconds: float
@@ -55,6 +56,7 @@ class Settings:
     most_steps: int | None = None
     start: float | None = None
     fades: bool = False
+    parts: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass
@@ -98,7 +100,7 @@ class Descent:
         self.course = Course(horizon=settings.seconds)
         self._gradient, self._judge, self._settings = gradient, judge, settings
         self._wall, self._report = wall, report
-        self._optimizers = Optimizers(self.parameters, settings.optimizer, settings.learning_rate)
+        self._optimizers = Optimizers(self.parameters, settings.optimizer, settings.learning_rate, settings.parts)
         self._best = self._values()
 
     def run(self, interruption: Interruption) -> Course:

@@ -221,7 +221,8 @@ class _Healing:
         until = min(self.wall.spent + SITE_SHARE * self.options.seconds, SITES_END * self.options.seconds)
         found = []
         for done, index in enumerate(own):
-            stand_in = StandIn(views[index], self.patients[index].module, self.learners.stand_ins[index])
+            patient = self.patients[index]
+            stand_in = StandIn(views[index], patient.module, self.learners.stand_ins[index], patient.rate)
             seconds = max(0.0, until - self.wall.spent) / (len(own) - done)
 
             def report(course: Course, number: int = done) -> None:
@@ -246,6 +247,7 @@ class _Healing:
             judge_seconds=BEST_JUDGED_APART,
             start=start,
             fades=fades(lesson.student),
+            parts=self.learners.parts(self.patients),
         )
         parameters, seed = self.learners.all(), self.context.seed
         training, held_out = self.parts.training, self.parts.held_out

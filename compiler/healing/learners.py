@@ -43,6 +43,11 @@ class Learners:
             found |= {f"{change.weight}.{name}": one for name, one in change.module.named_parameters()}
         return found
 
+    def parts(self, patients: Sequence[Patient]) -> dict[str, float]:
+        """By name, the part of the learning rate that parameters of stand-ins take."""
+        pairs = enumerate(zip(self.stand_ins, patients, strict=True))
+        return {f"site{index}.{name}": patient.rate for index, (own, patient) in pairs for name in own}
+
     @property
     def count(self) -> int:
         """Numbers that may learn."""

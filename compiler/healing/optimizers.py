@@ -1,4 +1,4 @@
-"""AdamW alone, or Muon for matrices and AdamW for the rest, with one learning rate for all of them.
+"""AdamW alone, or Muon for matrices and AdamW for the rest, with one learning rate, or parts of it.
 
 Muon's steps are scaled to the size of AdamW's, so that one rate serves both. Source: Loshchilov and Hutter 2019,
 arXiv:1711.05101; Jordan et al. 2024, Muon; Liu et al. 2025, arXiv:2502.16982, section 2.2 (the scale).
@@ -21,23 +21,31 @@ BETAS = (0.9, 0.95)
 class Optimizers:
     """One or two optimizers over named parameters."""
 
-    def __init__(self, parameters: Mapping[str, nn.Parameter], kind: str, learning_rate: float) -> None:
+    def __init__(
+        self,
+        parameters: Mapping[str, nn.Parameter],
+        kind: str,
+        learning_rate: float,
+        parts: Mapping[str, float] | None = None,
+    ) -> None:
+        """`parts` are the parameters, by name, that take a part of the learning rate."""
         self._rate = learning_rate
-        matrices = [one for one in parameters.values() if kind == MUON and _is_matrix(one)]
-        taken = {id(one) for one in matrices}
-        others = [one for one in parameters.values() if id(one) not in taken]
+        matrices = {name: one for name, one in parameters.items() if kind == MUON and _is_matrix(one)}
+        others = {name: one for name, one in parameters.items() if name not in matrices}
         self._optimizers: list[torch.optim.Optimizer] = []
         if matrices:
             adjusted: Any = {"adjust_lr_fn": "match_rms_adamw"}
-            self._optimizers.append(torch.optim.Muon(matrices, lr=learning_rate, weight_decay=0.0, **adjusted))
+            groups = _groups(matrices, parts or {})
+            self._optimizers.append(torch.optim.Muon(groups, lr=learning_rate, weight_decay=0.0, **adjusted))
         if others:
-            self._optimizers.append(torch.optim.AdamW(others, lr=learning_rate, betas=BETAS, weight_decay=0.0))
+            groups = _groups(others, parts or {})
+            self._optimizers.append(torch.optim.AdamW(groups, lr=learning_rate, betas=BETAS, weight_decay=0.0))
 
     def step(self, factor: float) -> None:
         """One step at `factor` times the learning rate."""
         for optimizer in self._optimizers:
             for group in optimizer.param_groups:
-                group["lr"] = self._rate * factor
+                group["lr"] = self._rate * factor * group["part"]
             optimizer.step()
 
     def forget(self) -> None:
@@ -53,6 +61,14 @@ class Optimizers:
         """Take up what `state` gave."""
         for optimizer, state in zip(self._optimizers, states, strict=True):
             optimizer.load_state_dict(state)
+
+
+def _groups(parameters: Mapping[str, nn.Parameter], parts: Mapping[str, float]) -> list[dict[str, Any]]:
+    """Parameters that take the same part of the learning rate, together."""
+    by_part: dict[float, list[nn.Parameter]] = defaultdict(list)
+    for name, one in parameters.items():
+        by_part[parts.get(name, 1.0)].append(one)
+    return [{"params": group, "part": part} for part, group in by_part.items()]
 
 
 def _is_matrix(parameter: nn.Parameter) -> bool:

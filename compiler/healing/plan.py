@@ -37,14 +37,15 @@ class HealingPlan:
 
 @dataclass(frozen=True)
 class Patient:
-    """A grafted site: the module that stands in for it, which of its parameters may learn (names or globs), and whether
-    they first do so on their own.
+    """A grafted site: the module that stands in for it, which of its parameters may learn (names or globs), whether
+    they first do so on their own, and by what part of the learning rates.
     """
 
     site: Site
     module: nn.Module
     heal: tuple[str, ...]
     alone: bool = True
+    rate: float = 1.0
 
 
 @dataclass(frozen=True)

@@ -33,11 +33,12 @@ MOST_STEPS = 2000
 
 @dataclass
 class StandIn:
-    """A module in the place of a site, and its parameters that may learn."""
+    """A module in the place of a site, its parameters that may learn, and their part of the learning rate."""
 
     view: SiteView
     module: nn.Module
     parameters: dict[str, nn.Parameter]
+    rate: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -81,8 +82,8 @@ def distil_site(
         return sum(errors) / len(errors)
 
     unfinished = file.with_suffix(".part")
-    fading = fades(stand_in.module)
-    settings = Settings(seconds, "adamw", LEARNING_RATE, unfinished, most_steps=MOST_STEPS, fades=fading)
+    fading, rate = fades(stand_in.module), LEARNING_RATE * stand_in.rate
+    settings = Settings(seconds, "adamw", rate, unfinished, most_steps=MOST_STEPS, fades=fading)
     before = {name: one.detach().clone() for name, one in stand_in.parameters.items()}
     descent = Descent(stand_in.parameters, gradient, judge, settings, wall, report)
     course = descent.run(interruption)

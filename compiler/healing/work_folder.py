@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from compiler.evidence.data import Batch
     from compiler.program import Program
 
-VERSION = "healing 1"
+VERSION = "healing 2"
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ def work_folder(
     settings = plan.options.values()
     del settings["minutes"]
     tensors = [
-        f"{patient.site.name} {key} {tensor_digest(one)} {patient.heal}"
+        f"{patient.site.name} {key} {tensor_digest(one)} {patient.heal} {patient.rate}"
         for patient in patients
         for key, one in patient.module.state_dict().items()
     ]

@@ -21,6 +21,9 @@ from compiler.weight_readers import unusable_weight
 if TYPE_CHECKING:
     from compiler.program import Program
 
+HEALING_RATE = 0.03
+"""Part of healing's learning rates for weights that are left, which nearly fit, and are small numbers as they are."""
+
 
 @dataclass(frozen=True)
 class UnitGraft(ChoosesLayers, Graft):
@@ -94,7 +97,7 @@ class UnitGraft(ChoosesLayers, Graft):
     def _replacement(self, site: Site, units: UnitGroups, program: Program) -> Replacement:
         layers, note = units.narrow(self.choice)
         module = narrowed(program, site.nodes, site.inputs, site.output, layers)
-        stand_in = Replacement(module, f"{self.unit_name}: {note}", heal=("*",))
+        stand_in = Replacement(module, f"{self.unit_name}: {note}", heal=("*",), rate=HEALING_RATE)
         gentler = replace(self, ratio=(1 + self.ratio) / 2)
         counts = {(self.choice.left(group.count), gentler.choice.left(group.count)) for group in units.groups}
         wholly = all(gentler.choice.left(group.count) == group.count for group in units.groups)

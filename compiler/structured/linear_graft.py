@@ -13,7 +13,7 @@ from compiler.selection.layer_choice import ChoosesLayers
 from compiler.sites import Refusal, Site
 from compiler.structured.allocation import ALLOCATION_HELP, Allocation
 from compiler.structured.linear_layers import Layer, Layers, allotted, too_large, unfit
-from compiler.structured.modules import has_even_blocks
+from compiler.structured.modules import HEALING_RATE, has_even_blocks
 from compiler.structured.structure import Structure, check_blocks
 from compiler.structured.weighing import Method
 
@@ -102,7 +102,9 @@ class StructuredGraft(LinearGraft):
     def _rung(self, layer: Layer, structure: Structure) -> Replacement:
         module, note = layer.structured(structure, self.in_batches and has_even_blocks(structure))
         alone = not layer.fitted_to_outputs
-        return Replacement(module, note, heal=("*",), alone=alone, learn=module.learn, settle=module.settle)
+        stand_in = Replacement(module, note, heal=("*",), alone=alone, rate=HEALING_RATE)
+        stand_in.learn, stand_in.settle = module.learn, module.settle
+        return stand_in
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from compiler.sites import Refusal, Site, find_sites
 from compiler.structured.allocation import ALLOCATION_HELP, Allocation
 from compiler.structured.feed_forward import assembled, layer_sites
 from compiler.structured.linear_layers import Layers, allotted, too_large, unfit
-from compiler.structured.modules import learn, settle
+from compiler.structured.modules import HEALING_RATE, learn, settle
 from compiler.structured.structure import Kind, Structure, check_blocks, check_ratio, structure_of
 from compiler.structured.weighing import Method
 
@@ -59,8 +59,9 @@ class StructuredFeedForward(ChoosesLayers, Graft):
 
     @classmethod
     def candidates(cls, kind: str) -> Iterable[Graft]:
-        """From little to half of the numbers gone."""
-        return [cls(ratio=ratio) for ratio in OFFERED_RATIOS] if kind in cls.site_kinds else ()
+        """From little to half of the numbers gone, of those that leave the highest rank."""
+        offered = [cls(kind="pivoted-low-rank", ratio=ratio) for ratio in OFFERED_RATIOS]
+        return offered if kind in cls.site_kinds else ()
 
     def propose(self, site: Site, program: Program, context: PassContext) -> Replacement | Refusal:
         """The structured block, or why there is none."""
@@ -120,7 +121,9 @@ class StructuredFeedForward(ChoosesLayers, Graft):
         if not healed:
             return note
         module = assembled(site, made)
-        return Replacement(module, note, tuple(healed), learn=lambda: learn(module), settle=lambda: settle(module))
+        stand_in = Replacement(module, note, tuple(healed), rate=HEALING_RATE)
+        stand_in.learn, stand_in.settle = (lambda: learn(module)), (lambda: settle(module))
+        return stand_in
 
 
 @hookimpl

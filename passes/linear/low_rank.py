@@ -69,8 +69,8 @@ class LowRank(RankedGraft):
 
     @classmethod
     def candidates(cls, kind: str) -> Iterable[Graft]:
-        """From little to half of the numbers gone."""
-        return [cls(ratio=ratio) for ratio in OFFERED_RATIOS] if kind in cls.site_kinds else ()
+        """From little to half of the numbers gone, of those that leave the highest rank."""
+        return [cls(ratio=ratio, pivoted=True) for ratio in OFFERED_RATIOS] if kind in cls.site_kinds else ()
 
     def structure(self, layer: Layer) -> Structure:
         """One block, of the rank that the options say."""

@@ -5,15 +5,15 @@ After:   y = x
 Shapes:  x [..., width] or [batch, channels, ...], y the same.
 Lossy:   what the layer added is gone. `ratio` is the part of the layers that stays; those of least influence go, which
          is 1 - cos(x, y) on calibration data. With layers=3+5 those named go; with layers=auto-0.25 a quarter, by the
-         recall and divergence that each costs alone. The budget gives back layers. Nothing is left to heal in them:
-         heal what stands around, or what other grafts put there.
+         recall and divergence that each costs alone. The budget gives back layers; --budget takes out those that read
+         nothing but x. Nothing is left to heal in them: heal what stands around, or what other grafts put there.
 Refuses: layers of more influence than those that go. Layers that change the width or the size are none.
 Source:  Men et al. 2024, arXiv:2403.03853 (ShortGPT), section 3.1.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
@@ -40,17 +40,24 @@ class PruneLayers(ChoosesLayers, Graft):
     healing_weight: ClassVar[float] = 0.0
 
     ratio: Annotated[
-        float | None, "part of the layers that is left; none: 0.75, or all that layers= names or ranks go"
+        float | None, "part of the layers that is left, 0: none; none: 0.75, or all that layers= names or ranks go"
     ] = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.ratio is not None and not 0 < self.ratio < 1:
-            raise ValueError(f"ratio={self.ratio:g} is not between 0 and 1")
+        if self.ratio is not None and not 0 <= self.ratio < 1:
+            raise ValueError(f"ratio={self.ratio:g} is not from 0 to below 1")
+
+    @classmethod
+    def candidates(cls, kind: str) -> Iterable[Graft]:
+        """The layer itself, gone."""
+        return (cls(ratio=0.0),) if kind in cls.site_kinds else ()
 
     @property
     def takes_all(self) -> bool:
         """Whether every layer that `layers` leaves goes."""
+        if self.ratio == 0:
+            return True
         choice = LayerChoice.parse(self.layers)
         names_some = choice.share is not None or any(term != "all" for term in choice.wanted)
         return self.ratio is None and names_some
@@ -71,7 +78,7 @@ class PruneLayers(ChoosesLayers, Graft):
             raise CompilerError(f"running {self.name}", "there is no data to tell the layers' influence by", hint)
         influence = block_influence(program, sites, context.data)
         order = sorted(sites, key=lambda site: influence[site.output])
-        gone = round((1 - (self.ratio or DEFAULT_RATIO)) * len(sites))
+        gone = round((1 - (DEFAULT_RATIO if self.ratio is None else self.ratio)) * len(sites))
         for site in sites:
             place = order.index(site)
             said = f"influence {influence[site.output]:.3g}, place {place + 1} of {len(order)}"

@@ -165,3 +165,15 @@ def test_muon_takes_matrices_and_adamw_the_rest() -> None:
     assert not optimizers.state()[1]["state"]
     optimizers.load(state)
     assert optimizers.state()[1]["state"]
+
+
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+def test_some_take_a_part_of_the_learning_rate(kind: str) -> None:
+    parameters = {name: nn.Parameter(torch.ones(3, 3)) for name in ("whole", "tenth")}
+    optimizers = Optimizers(parameters, kind, 0.1, {"tenth": 0.1})
+    for parameter in parameters.values():
+        parameter.grad = torch.ones_like(parameter)
+    optimizers.step(0.5)
+    moved = {name: 1 - one.detach() for name, one in parameters.items()}
+    torch.testing.assert_close(moved["tenth"], 0.1 * moved["whole"], rtol=1e-4, atol=1e-7)
+    assert float(moved["whole"].max()) > 1e-3

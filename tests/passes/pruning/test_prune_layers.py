@@ -104,6 +104,7 @@ def test_influence_is_one_less_the_mean_cosine() -> None:
     ("options", "left"),
     [
         ({"ratio": 0.5}, (0, 2)),
+        ({"ratio": 0.0}, ()),
         ({}, (0, 2, 3)),
         ({"layers": "0+2"}, (1, 3)),
         ({"layers": "not-1", "ratio": 0.5}, (1, 2)),
@@ -190,5 +191,5 @@ def test_what_is_refused() -> None:
     context = dataclasses.replace(context_of(program), data=Dataset("none", (), ()))
     with pytest.raises(CompilerError, match="there is no data"):
         refusals(PruneLayers(), program, context)
-    with pytest.raises(CompilerError, match="ratio=2 is not between"):
+    with pytest.raises(CompilerError, match="ratio=2 is not from 0 to below 1"):
         build(PruneLayers, {"ratio": "2"})
