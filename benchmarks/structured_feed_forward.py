@@ -1,15 +1,15 @@
 """Feed-forward blocks of structured layers: what is left of a model at 95 to 50 % of their numbers, and its speed.
 
     python benchmarks/structured_feed_forward.py CHECKPOINT --text FOLDER --artifacts FOLDER
-        [--kinds low-rank monarch block-dense pivoted-low-rank prune-neurons] [--ratios 0.95 0.9 0.75 0.5]
+        [--kinds low-rank monarch block-dense pivoted-low-rank prune-neurons budget] [--ratios 0.95 0.9 0.75 0.5]
         [--heal MINUTES] [--options KEY=VALUE:...] [--tokens 8192] [--no-speed] [--no-minilm]
 
 CHECKPOINT is a transformers folder, for instance of SmolLM2-135M-Instruct. Every eighth document of --text is held out;
-the others are what is calibrated and healed on. A row is one kind of structure, or neurons that go altogether, at one
-ratio: it is compiled by the command into --artifacts, where it is not there yet, and its artifact reads held-out
-windows of 512 tokens beside transformers in float32. Then it is timed in turns with the artifact of the dense model: a
-prompt of 512 tokens, and 32 tokens after it. all-MiniLM-L6-v2 at 75 % is measured by the cosine of its embeddings of
-held-out sentences.
+the others are what is calibrated and healed on. A row is one kind of structure, or neurons that go altogether, or what
+--budget chooses among both, at one ratio: it is compiled by the command into --artifacts, where it is not there yet,
+and its artifact reads held-out windows of 512 tokens beside transformers in float32. Then it is timed in turns with the
+artifact of the dense model: a prompt of 512 tokens, and 32 tokens after it. all-MiniLM-L6-v2 at 75 % is measured by the
+cosine of its embeddings of held-out sentences.
 
 Rows are written as they are measured, and rows that stand in benchmarks/results/structured_feed_forward.json are not
 measured again but for what they lack: a run that was stopped goes on, and --heal adds rows to those without.
@@ -19,8 +19,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import platform
+import re
 import statistics
 import subprocess
 import sys
@@ -43,8 +45,12 @@ from compiler.evidence.turns import alternating_seconds
 from compiler.runtime.generation.decoder import Decoder
 
 RESULTS = Path(__file__).resolve().parent / "results"
-FIRST = "canonicalize,fuse,make-incremental"
-DENSE, PRUNED = "dense", "prune-neurons"
+LAST = ",make-incremental"
+FIRST = f"canonicalize,fuse{LAST}"
+DENSE, PRUNED, CHOSEN = "dense", "prune-neurons", "budget"
+ALLOWED = "structured-feed-forward,prune-neurons"
+"""What a budget chooses among, block by block."""
+IN_BLOCKS = re.compile(r"\.mlp\.|\.intermediate\.dense\.weight|layer\.[0-9]+\.output\.dense\.weight")
 WINDOW, DECODED = 512, 32
 MINILM_RATIO = 0.75
 STEPS = ("prefill", "decode")
@@ -75,6 +81,8 @@ class Row:
         if self.kind == DENSE:
             return first
         options = f":{self.options}" if self.options else ""
+        if self.kind == CHOSEN:
+            return f"{first.removesuffix(LAST)},{ALLOWED}{LAST if first.endswith(LAST) else ''}"
         graft = PRUNED if self.kind == PRUNED else f"structured-feed-forward:kind={self.kind}"
         return f"{first},{graft}:ratio={self.ratio:g}{options}"
 
@@ -125,6 +133,7 @@ def _compile(row: Row, folder: Path, data: Path, arguments: argparse.Namespace) 
     command = [
         sys.executable, "-m", "compiler.cli", str(checkpoint), "--passes", row.passes, "--data", str(data),
         "-o", str(folder), *(("--heal", row.heal) if row.heal else ()),
+        *(("--budget", f"size={_size_share(checkpoint, row.ratio):.4f}") if row.kind == CHOSEN else ()),
     ]  # fmt: skip
     started = time.perf_counter()
     environment = {**os.environ, "OMP_NUM_THREADS": str(arguments.threads)}
@@ -132,6 +141,16 @@ def _compile(row: Row, folder: Path, data: Path, arguments: argparse.Namespace) 
     if done.returncode:
         raise SystemExit(f"{' '.join(command)}\n{done.stderr[-2000:]}")
     return round(time.perf_counter() - started, 1)
+
+
+def _size_share(checkpoint: Path, ratio: float) -> float:
+    """What is left of a model's weights where `ratio` is of those of its feed-forward blocks."""
+    from safetensors import safe_open
+
+    with safe_open(checkpoint / "model.safetensors", "np") as file:
+        counts = {name: math.prod(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    blocks = sum(count for name, count in counts.items() if IN_BLOCKS.search(name))
+    return 1 - (1 - ratio) * blocks / sum(counts.values())
 
 
 def _perplexity(folder: Path, documents: TextFolder, arguments: argparse.Namespace) -> dict[str, float]:
