@@ -66,7 +66,7 @@ class Lesson:
         return batch[self.tokens].numel() if self.tokens is not None else len(batch[0]) if batch[0].dim() else 1
 
     def varied(self, batch: Batch, number: int, seed: int) -> Batch:
-        """Batch `number` of a course as it is trained on: of language models every fourth with a repeated span."""
+        """Batch `number` of a course as it is trained on: of language models some with a repeated span."""
         if self.tokens is None or number % REPEATED_EVERY != REPEATED_EVERY - 1:
             return batch
         changed = with_repeated_span(batch[self.tokens], seed + number)

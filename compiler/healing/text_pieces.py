@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-REPEATED_EVERY = 4
+REPEATED_EVERY = 8
 SHORTEST_SPAN = 4
 LEAST_TOKENS = 64
 
