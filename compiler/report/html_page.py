@@ -145,7 +145,8 @@ def _charts(document: dict[str, Any]) -> list[tuple[str, Markup, str]]:
 def ranking_caption(one: dict[str, Any]) -> str:
     """What the columns of a ranking mean."""
     ranking = one["ranking"]
-    lost = "nats lost by each probe and 10 times the error" if ranking["rank"] == "recall" else "10 times the error"
+    error = f"{ranking['error_weight']:g} times the error"
+    lost = f"nats lost by each probe and {error}" if ranking["rank"] == "recall" else error
     return (
         f"What each site costs when it alone is replaced: {lost} ({ranking['error']}), on {ranking['data']}. "
         "In the order of the graph; a mark below says that the site is replaced."

@@ -70,6 +70,7 @@ class SiteRanking:
         return {
             "rank": self.rank,
             "error": self.error_name,
+            "error_weight": ERROR_WEIGHT,
             "data": self.data,
             "seconds": self.seconds,
             "reused": self.reused,

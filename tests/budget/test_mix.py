@@ -237,8 +237,14 @@ def test_a_block_is_replaced_whole_or_layer_by_layer() -> None:
     parts = [place.name for place in places if place.is_part]
     assert parts == ["loud.up", "loud.down", "quiet.up", "quiet.down", "head"]
     blocks = [place for place in places if not place.is_part]
-    assert [[parts[index] for index in place.covers] for place in blocks] == [parts[:2], parts[2:4]]
-    assert {place.kind for place in blocks} == {"feed-forward"}
+    covered = {place.name: [parts[index] for index in place.covers] for place in blocks}
+    assert covered == {
+        "loud": parts[:2],
+        "loud (residual layer)": parts[:2],
+        "quiet": parts[2:4],
+        "quiet (residual layer)": parts[2:4],
+        "quiet@2 (residual layer)": parts[2:4],
+    }
 
 
 class Tied(nn.Module):

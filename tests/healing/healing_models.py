@@ -142,6 +142,10 @@ def ticking(step: float = 0.05) -> Callable[[], float]:
     return read
 
 
+LARGE_STEPS = 2e-2
+"""A learning rate for layers of 16 numbers that learn at a part of it."""
+
+
 def healing_context(
     folder: Path, minutes: float = 1.0, data: Dataset | None = None, step: float = 0.05, **options: object
 ) -> PassContext:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from healing_models import healing_context, ticking, tiny_program
+from healing_models import LARGE_STEPS, healing_context, ticking, tiny_program
 from rewrite_checks import context_of
 from torch import Tensor, nn
 
@@ -84,7 +84,7 @@ def test_guided_healing_lowers_the_loss_and_leaves_no_guide(tmp_path: Path) -> N
     program, graft = tiny_program(), StructuredFeedForward(ratio=0.3)
     runs = {}
     for name, guided in (("guided", True), ("plain", False)):
-        context = healing_context(tmp_path / name, step=0.1, guided=guided)
+        context = healing_context(tmp_path / name, step=0.1, guided=guided, rate=LARGE_STEPS)
         after, _, records = Pipeline([graft], context).run(program)
         runs[name] = after.text(), records[0].result.healing
     assert runs["guided"][0] == runs["plain"][0]

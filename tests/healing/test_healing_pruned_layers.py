@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from healing_models import healing_context, tiny_program
+from healing_models import LARGE_STEPS, healing_context, tiny_program
 from structured_checks import products
 
 import compiler.passes.pruning.prune as prune
@@ -28,7 +28,7 @@ def test_healing_keeps_the_zeros_and_lowers_the_loss(
     monkeypatch.setattr(prune, "SMALLEST_SITE", 1)
     graft = Prune(pattern="1-of-4", method="wanda", fading=fading, layers="*.up+*.down")
     program = tiny_program()
-    after, _, records = Pipeline([graft], healing_context(tmp_path, step=STEP)).run(program)
+    after, _, records = Pipeline([graft], healing_context(tmp_path, step=STEP, rate=LARGE_STEPS)).run(program)
     healing = records[0].result.healing
     assert healing is not None
     assert healing.end < 0.9 * healing.start
@@ -43,7 +43,7 @@ def test_healing_keeps_the_zeros_and_lowers_the_loss(
 @pytest.mark.parametrize("graft", [PruneNeurons(ratio=0.5), PruneHeads(ratio=0.5)], ids=lambda graft: graft.name)
 def test_healing_smaller_blocks_lowers_the_loss(graft: Graft, tmp_path: Path) -> None:
     program = tiny_program()
-    after, _, records = Pipeline([graft], healing_context(tmp_path, step=STEP)).run(program)
+    after, _, records = Pipeline([graft], healing_context(tmp_path, step=STEP, rate=LARGE_STEPS)).run(program)
     healing = records[0].result.healing
     assert healing is not None
     assert healing.end < 0.9 * healing.start

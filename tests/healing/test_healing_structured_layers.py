@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from healing_models import healing_context, tiny_program
+from healing_models import LARGE_STEPS, healing_context, tiny_program
 from structured_checks import products
 
 from compiler.passes.feed_forward.structured_feed_forward import StructuredFeedForward
@@ -30,7 +30,7 @@ STEP = 0.1
 )
 def test_healing_lowers_the_loss(graft: Graft, tmp_path: Path) -> None:
     program = tiny_program()
-    after, _, records = Pipeline([graft], healing_context(tmp_path, step=STEP)).run(program)
+    after, _, records = Pipeline([graft], healing_context(tmp_path, step=STEP, rate=LARGE_STEPS)).run(program)
     healing = records[0].result.healing
     assert healing is not None
     assert healing.end < 0.85 * healing.start

@@ -36,7 +36,8 @@ def ranking(text: str) -> dict[str, Any]:
         for index, (error, recall) in enumerate(costs)
     ]  # fmt: skip
     return {
-        "rank": "recall", "error": "KL", "data": f"2 calibration windows; {text}", "seconds": 95.5, "reused": 1,
+        "rank": "recall", "error": "KL", "error_weight": 100.0,
+        "data": f"2 calibration windows; {text}", "seconds": 95.5, "reused": 1,
         "sites": sites,
     }  # fmt: skip
 

@@ -29,8 +29,8 @@ def test_the_terminal_lists_sites_the_dearest_first() -> None:
     assert re.search(r"graft, sites +cost alone +KL +copying, nats +needle, nats", shown)
     broken, dear, cheap = (shown.index(f"graft.{index} ") for index in (2, 0, 1))
     assert broken < dear < cheap
-    assert re.search(r"graft\.0 +kept +0.54 +0.004 +-0.25 +\+0.50", shown)
-    assert re.search(r"graft\.1 +replaced +0.14 +0.001 +\+0.12 +\+0.00", shown)
+    assert re.search(r"graft\.0 +kept +0.9 +0.004 +-0.25 +\+0.50", shown)
+    assert re.search(r"graft\.1 +replaced +0.23 +0.001 +\+0.12 +\+0.00", shown)
     assert re.search(r"graft\.2 +kept +broken +- +- +-", shown)
     assert "sites ranked by recall on 2 calibration windows; graft, in 95.5 s; 1 were measured before" in shown
 
@@ -45,9 +45,9 @@ def test_a_long_list_ends_and_says_so() -> None:
 def test_the_page_draws_a_column_a_site() -> None:
     page = html_page(report("graft"))
     assert "Layers: graft" in page
-    assert "nats lost by each probe and 10 times the error (KL), on 2 calibration windows; graft" in page
+    assert "nats lost by each probe and 100 times the error (KL), on 2 calibration windows; graft" in page
     drawn = str(ranking_chart(ranking("graft")["sites"]))
-    heights = [float(found) for found in re.findall(r'height="([\d.]+)"><title>graft.0: 0.54, ', drawn)]
+    heights = [float(found) for found in re.findall(r'height="([\d.]+)"><title>graft.0: 0.9, ', drawn)]
     assert sum(heights) == COLUMN
     assert drawn.count("graft.1: replaced") == 1
     assert "graft.2: broken" in drawn
@@ -55,11 +55,11 @@ def test_the_page_draws_a_column_a_site() -> None:
     assert str(ranking_chart([])).startswith("<svg")
 
 
-def test_scores_add_what_was_lost_and_ten_times_the_error() -> None:
+def test_scores_add_what_was_lost_and_a_hundred_times_the_error() -> None:
     cost = SiteCost("node", "site", 0.02, {"copying": 1.5, "needle": -0.5})
     assert cost.score("recall") == 1.5 + 100 * 0.02
     assert cost.score("kl") == 100 * 0.02
-    assert cost.parts("recall") == {"copying": 1.5, "needle": 0.0, "error": 0.2}
+    assert cost.parts("recall") == {"copying": 1.5, "needle": 0.0, "error": 2.0}
 
 
 def test_what_is_broken_comes_last_and_equals_keep_their_order() -> None:
@@ -75,7 +75,7 @@ def test_what_is_broken_comes_last_and_equals_keep_their_order() -> None:
     assert found.chosen() == {"d", "e"}
     told = found.to_json()
     assert [site["replaced"] for site in told["sites"]] == [False, False, False, True, True]
-    assert json.loads(json.dumps(told))["sites"][2]["score"] == 2.0
+    assert json.loads(json.dumps(told))["sites"][2]["score"] == 20.0
 
 
 def test_a_share_is_the_nearest_number_and_never_nothing() -> None:

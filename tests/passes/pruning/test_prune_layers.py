@@ -104,7 +104,7 @@ def test_influence_is_one_less_the_mean_cosine() -> None:
     ("options", "left"),
     [
         ({"ratio": 0.5}, (0, 2)),
-        ({"ratio": 0.0}, ()),
+        ({"layers": "0+2", "ratio": 0.0}, (1, 3)),
         ({}, (0, 2, 3)),
         ({"layers": "0+2"}, (1, 3)),
         ({"layers": "not-1", "ratio": 0.5}, (1, 2)),
