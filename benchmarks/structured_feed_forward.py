@@ -45,8 +45,7 @@ from compiler.evidence.turns import alternating_seconds
 from compiler.runtime.generation.decoder import Decoder
 
 RESULTS = Path(__file__).resolve().parent / "results"
-LAST = ",make-incremental"
-FIRST = f"canonicalize,fuse{LAST}"
+EXACT = "canonicalize,fuse"
 DENSE, PRUNED, CHOSEN = "dense", "prune-neurons", "budget"
 ALLOWED = "structured-feed-forward,prune-neurons"
 """What a budget chooses among, block by block."""
@@ -77,12 +76,13 @@ class Row:
     @property
     def passes(self) -> str:
         """As --passes takes them."""
-        first = FIRST if self.model != "MiniLM" else "canonicalize,fuse"
+        incremental = "" if self.model == "MiniLM" else ",make-incremental"
+        first = f"{EXACT}{incremental}"
         if self.kind == DENSE:
             return first
         options = f":{self.options}" if self.options else ""
         if self.kind == CHOSEN:
-            return f"{first.removesuffix(LAST)},{ALLOWED}{LAST if first.endswith(LAST) else ''}"
+            return f"{EXACT},{ALLOWED}{incremental}"
         graft = PRUNED if self.kind == PRUNED else f"structured-feed-forward:kind={self.kind}"
         return f"{first},{graft}:ratio={self.ratio:g}{options}"
 
@@ -148,7 +148,8 @@ def _size_share(checkpoint: Path, ratio: float) -> float:
     from safetensors import safe_open
 
     with safe_open(checkpoint / "model.safetensors", "np") as file:
-        counts = {name: math.prod(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+        names = file.keys()
+        counts = {name: math.prod(file.get_slice(name).get_shape()) for name in names}
     blocks = sum(count for name, count in counts.items() if IN_BLOCKS.search(name))
     return 1 - (1 - ratio) * blocks / sum(counts.values())
 
@@ -278,7 +279,10 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--no-speed", dest="speed", action="store_false")
     parser.add_argument("--no-minilm", dest="minilm", action="store_false")
     parser.add_argument("--minilm-only", action="store_true")
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    if arguments.options and CHOSEN in arguments.kinds:
+        parser.error("--options are those of one pass: a budget chooses among several")
+    return arguments
 
 
 if __name__ == "__main__":

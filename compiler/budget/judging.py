@@ -12,18 +12,18 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, fx, nn
 
-from compiler.patterns import value
+from compiler.budget.places import RESIDUAL
+from compiler.patterns import has_tensor, same_shape
+from compiler.sites import Site
+from compiler.sites.convolution import match_convolution
 
 if TYPE_CHECKING:
     from compiler.quantization.calibration_walk import CalibrationWalk
-    from compiler.sites import Site
 
 MOST_ROWS = 1024
 """Rows of a site's output that an error is taken over."""
 CONVOLVING = ("convolution", "convolution-chain")
 """Kinds of site whose outputs have their channels in dim 1."""
-PICTURE_RANK = 4
-"""Of what a residual layer gives: with so many dims, channels are in dim 1 there too."""
 
 
 class Judge:
@@ -66,9 +66,15 @@ class Judge:
 
 
 def channel_dim(site: Site) -> int:
-    """Where the channels of what a site gives are."""
-    is_picture = site.kind == "residual-layer" and value(site.output).dim() >= PICTURE_RANK
-    return 1 if site.kind in CONVOLVING or is_picture else -1
+    """Where the channels of what a site gives are: of a residual layer, where those of a convolution in it are that
+    gives the same shape.
+    """
+    if site.kind in CONVOLVING:
+        return 1
+    if site.kind != RESIDUAL:
+        return -1
+    alike = [node for node in site.nodes if has_tensor(node) and same_shape(node, site.output)]
+    return 1 if any(isinstance(match_convolution(node), Site) for node in alike) else -1
 
 
 def _samples(inputs: tuple[Tensor, ...], rows: int) -> tuple[Tensor, ...]:

@@ -102,9 +102,9 @@ class StructuredGraft(LinearGraft):
     def _rung(self, layer: Layer, structure: Structure) -> Replacement:
         module, note = layer.structured(structure, self.in_batches and has_even_blocks(structure))
         alone = not layer.fitted_to_outputs
-        stand_in = Replacement(module, note, heal=("*",), alone=alone, rate=HEALING_RATE)
-        stand_in.learn, stand_in.settle = module.learn, module.settle
-        return stand_in
+        return Replacement(
+            module, note, heal=("*",), alone=alone, rate=HEALING_RATE, learn=module.learn, settle=module.settle
+        )
 
 
 @dataclass(frozen=True)

@@ -42,9 +42,11 @@ class Structure:
     pivoted: bool = False
 
     @classmethod
-    def of(cls, out_features: int, in_features: int, out_blocks: int, in_blocks: int, rank: int) -> Structure:
+    def of(
+        cls, out_features: int, in_features: int, out_blocks: int, in_blocks: int, rank: int, *, pivoted: bool = False
+    ) -> Structure:
         """Blocks of sizes that differ by one at most."""
-        return cls(even_sizes(out_features, out_blocks), even_sizes(in_features, in_blocks), rank)
+        return cls(even_sizes(out_features, out_blocks), even_sizes(in_features, in_blocks), rank, pivoted)
 
     @property
     def parameter_count(self) -> int:
@@ -93,8 +95,8 @@ def structure_of(kind: Kind, out_features: int, in_features: int, blocks: int, r
         return shuffled(out_features, in_features, blocks)
     in_blocks = blocks if kind in ("monarch", "block-dense") else 1
     out_blocks = blocks if kind == "monarch" else 1
-    whole = Structure.of(out_features, in_features, out_blocks, in_blocks, rank=1)
-    return replace(whole, pivoted=kind == "pivoted-low-rank").at_ratio(ratio)
+    pivoted = kind == "pivoted-low-rank"
+    return Structure.of(out_features, in_features, out_blocks, in_blocks, rank=1, pivoted=pivoted).at_ratio(ratio)
 
 
 def shuffled(out_features: int, in_features: int, blocks: int) -> Structure:

@@ -121,9 +121,14 @@ class StructuredFeedForward(ChoosesLayers, Graft):
         if not healed:
             return note
         module = assembled(site, made)
-        stand_in = Replacement(module, note, tuple(healed), rate=HEALING_RATE)
-        stand_in.learn, stand_in.settle = (lambda: learn(module)), (lambda: settle(module))
-        return stand_in
+        return Replacement(
+            module,
+            note,
+            tuple(healed),
+            rate=HEALING_RATE,
+            learn=lambda: learn(module),
+            settle=lambda: settle(module),
+        )
 
 
 @hookimpl

@@ -75,7 +75,7 @@ class LowRank(RankedGraft):
     def structure(self, layer: Layer) -> Structure:
         """One block, of the rank that the options say."""
         weight = layer.weights.weight
-        whole = replace(Structure.of(*layer.shape, 1, 1, rank=1), pivoted=self.pivoted)
+        whole = Structure.of(*layer.shape, 1, 1, rank=1, pivoted=self.pivoted)
         if self.weight_rank is not None:
             return replace(whole, rank=self.weight_rank)
         if self.energy is None:

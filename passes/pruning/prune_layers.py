@@ -40,7 +40,7 @@ class PruneLayers(ChoosesLayers, Graft):
     healing_weight: ClassVar[float] = 0.0
 
     ratio: Annotated[
-        float | None, "part of the layers that is left, 0: none; none: 0.75, or all that layers= names or ranks go"
+        float | None, "part of the layers that is left, 0 if all go; none: 0.75, or all that layers= names or ranks go"
     ] = None
 
     def __post_init__(self) -> None:

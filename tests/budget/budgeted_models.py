@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import torch
+from rewrite_checks import context_of
 from torch import Tensor, nn
+
+from compiler.backends.onnx_runtime import OnnxRuntime
+from compiler.program import Program
+from compiler.rewriting import Graft, PassContext
 
 WIDTH, INNER = 96, 192
 
@@ -42,3 +49,11 @@ def classifier() -> Classifier:
 def build() -> tuple[nn.Module, dict[str, Tensor]]:
     """A factory as `compile FILE:build` calls it."""
     return classifier(), {"x": torch.randn(4, WIDTH, generator=torch.Generator().manual_seed(1))}
+
+
+def calibrated(program: Program, shape: tuple[int, ...], *grafts: type[Graft]) -> PassContext:
+    """A context for ONNX Runtime, with random numbers of a shape to calibrate on and grafts to choose among."""
+    plain = context_of(program)
+    drawn = torch.randn(shape, generator=torch.Generator().manual_seed(1))
+    data = dataclasses.replace(plain.data, calibration=((drawn,),))
+    return dataclasses.replace(plain, data=data, backend=OnnxRuntime(), grafts={one.name: one for one in grafts})

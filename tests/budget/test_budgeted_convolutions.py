@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
-from pathlib import Path
 
-import pytest
 import torch
-from rewrite_checks import captured, context_of
+from budgeted_models import calibrated
+from rewrite_checks import captured
 from torch import Tensor, nn
 
-from compiler.backends.onnx_runtime import OnnxRuntime
 from compiler.budget.measuring import Measuring
 from compiler.budget.mix import BudgetedMix
 from compiler.budget.places import find_places
@@ -47,16 +44,7 @@ def pictures() -> Program:
 
 def context(*grafts: type[Graft]) -> PassContext:
     """Calibrated on random pictures, lowered with ONNX Runtime."""
-    plain = context_of(pictures())
-    drawn = torch.randn(32, 8, 8, 8, generator=torch.Generator().manual_seed(1))
-    data = dataclasses.replace(plain.data, calibration=((drawn,),))
-    return dataclasses.replace(plain, data=data, backend=OnnxRuntime(), grafts={one.name: one for one in grafts})
-
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No costs that another run kept."""
-    monkeypatch.setenv("REGRAFT_CACHE", str(tmp_path))
+    return calibrated(pictures(), (32, 8, 8, 8), *grafts)
 
 
 def test_integer_products_are_offered_for_convolutions() -> None:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
-from pathlib import Path
 
 import pytest
 import torch
-from rewrite_checks import captured, context_of
+from budgeted_models import calibrated
+from rewrite_checks import captured
 from torch import Tensor, nn
 
-from compiler.backends.onnx_runtime import OnnxRuntime
+from compiler.budget.judging import channel_dim
 from compiler.budget.mix import BudgetedMix
 from compiler.budget.places import find_places
 from compiler.evidence.cost import flops
@@ -67,16 +66,7 @@ def pictures() -> Program:
 
 def context(*grafts: type[Graft]) -> PassContext:
     """Calibrated on random pictures, lowered with ONNX Runtime."""
-    plain = context_of(pictures())
-    drawn = torch.randn(32, 3, 8, 8, generator=torch.Generator().manual_seed(1))
-    data = dataclasses.replace(plain.data, calibration=((drawn,),))
-    return dataclasses.replace(plain, data=data, backend=OnnxRuntime(), grafts={one.name: one for one in grafts})
-
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No costs that another run kept."""
-    monkeypatch.setenv("REGRAFT_CACHE", str(tmp_path))
+    return calibrated(pictures(), (32, 3, 8, 8), *grafts)
 
 
 def test_every_residual_layer_is_a_place_of_its_own_name() -> None:
@@ -105,6 +95,25 @@ def test_layers_that_read_more_than_they_add_to_are_none() -> None:
     layers = [place for place in find_places(program) if place.kind == "residual-layer"]
     assert [place.name for place in layers] == ["second (residual layer)"]
     assert not any(place.is_part for place in layers)
+
+
+class Heard(nn.Module):
+    """A residual layer of sounds [batch, channels, time], and one that convolves rows [batch, time, channels]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sound, self.rows = nn.Conv1d(WIDTH, WIDTH, 3, padding=1), nn.Conv1d(WIDTH, WIDTH, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [batch, 12, 20] to [batch, 20, 12]."""
+        x = (x + self.sound(torch.relu(x))).transpose(1, 2)
+        return x + self.rows(x.transpose(1, 2)).transpose(1, 2)
+
+
+def test_channels_are_where_the_convolution_of_a_layer_has_them() -> None:
+    program = captured(Heard().eval(), x=torch.randn(2, WIDTH, 20))
+    dims = {place.name: channel_dim(place.sites[0]) for place in find_places(program) if not place.is_part}
+    assert dims == {"sound (residual layer)": 1, "rows (residual layer)": -1}
 
 
 @pytest.mark.parametrize(("share", "gone"), [(0.75, [1]), (0.5, [1, 3])])

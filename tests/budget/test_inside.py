@@ -46,11 +46,6 @@ class Timed:
 
 
 @pytest.fixture(autouse=True)
-def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-
-
-@pytest.fixture(autouse=True)
 def proposals_as_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is put in is only told on: `Timed` knows how long it takes."""
     monkeypatch.setattr(inside, "propose_chosen", lambda pairs, program, context: pairs)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,11 +13,6 @@ from compiler.backends.onnx_runtime import OnnxRuntime
 from compiler.budget import stand_alone
 from compiler.budget.stand_alone import LEAST_SECONDS, StandAlone
 from compiler.target import Target
-
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
 
 
 def timed_as(seconds: Mapping[str, float], monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, ...]]:

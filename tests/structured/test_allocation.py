@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import replace
 
 import pytest
 import torch
@@ -17,7 +16,7 @@ SHAPES = [(12, 9), (20, 8), (7, 7), (16, 30)]
 
 
 def one_block(outputs: int, inputs: int, *, pivoted: bool = False) -> Structure:
-    return replace(Structure.of(outputs, inputs, 1, 1, 1), pivoted=pivoted)
+    return Structure.of(outputs, inputs, 1, 1, 1, pivoted=pivoted)
 
 
 def spectra(seed: int, *, pivoted: bool = False) -> list[Spectrum]:
