@@ -6,16 +6,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
+from compiler.budget.places import RESIDUAL, Choice, Place
 from compiler.quantization.calibration_walk import CalibrationWalk
 from compiler.rewriting import BUDGETED_KINDS, Graft, PassContext, Replacement
 from compiler.sites import Refusal, Site
 
 if TYPE_CHECKING:
-    from compiler.budget.places import Choice, Place
     from compiler.program import Program
 
 NAME = "budget"
 UNCHANGED = "as it is: the budget has a better use for what a stand-in would save"
+STAYS_WHOLE = "it stays: nothing was offered for it as a whole, or the budget has a better use"
 
 Key = tuple[str, str]
 """Kind of a site and the name of its output: the same in a Program and its copies."""
@@ -32,7 +33,8 @@ class ChosenMix(Graft):
 
     def propose(self, site: Site, program: Program, context: PassContext) -> Replacement | Refusal:
         """What was made for the site."""
-        return self.made.get(site_key(site)) or Refusal(UNCHANGED, site.output.name, site.name, site.kind)
+        reason = STAYS_WHOLE if site.kind == RESIDUAL else UNCHANGED
+        return self.made.get(site_key(site)) or Refusal(reason, site.output.name, site.name, site.kind)
 
     @classmethod
     def candidates(cls, kind: str) -> tuple[Graft, ...]:

@@ -10,6 +10,7 @@ from budgeted_models import calibrated
 from rewrite_checks import captured
 from torch import Tensor, nn
 
+from compiler.budget.chosen_mix import STAYS_WHOLE
 from compiler.budget.judging import channel_dim
 from compiler.budget.mix import BudgetedMix
 from compiler.budget.places import find_places
@@ -126,6 +127,8 @@ def test_the_layers_that_count_least_go(share: float, gone: list[int]) -> None:
     ]
     after, result = apply_graft(chosen, pictures(), (), surroundings)
     assert len(result.changed) == len(gone)
+    stay = {one.name for one in result.refusals if one.reason == STAYS_WHOLE}
+    assert stay == {name for index, name in enumerate(LAYERS) if index not in gone}
     assert flops(after) <= share * flops(pictures())
     torch.manual_seed(0)
     module = Pictures().eval()
