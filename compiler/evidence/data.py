@@ -1,7 +1,8 @@
 """Data that evidence is taken on: text, jsonl, npz or a folder of these; without any, a small set that is shipped.
 
 Samples are split in two by turns: calibration samples are for passes to look at, scoring samples judge the result. A
-line of text is a sample, except for language models: these read windows of consecutive tokens (token_windows.py).
+line of text is a sample, except for language models: these read windows of consecutive tokens (token_windows.py). Of
+many samples some are taken, evenly from all files.
 Healing asks for samples to train on as well: what is left over, or else part of those that do not score.
 """
 
@@ -129,8 +130,24 @@ def load_dataset(given: str | None, program: Program, seed: int = 0, training_to
         raise CompilerError(
             doing, f"it holds {len(samples)} samples", "At least two are needed: one to calibrate, one to score."
         )
-    spare = samples[SAMPLE_LIMIT : SAMPLE_LIMIT + TRAINING_SAMPLE_LIMIT] if training_tokens else None
-    return _split(path.name, samples[:SAMPLE_LIMIT], spare, program, shipped=False)
+    judged, rest = _spread(samples, SAMPLE_LIMIT)
+    spare = _mixed(_spread(rest, TRAINING_SAMPLE_LIMIT)[0]) if training_tokens else None
+    return _split(path.name, judged, spare, program, shipped=False)
+
+
+def _spread(samples: Sequence[str | Batch], count: int) -> tuple[list[str | Batch], list[str | Batch]]:
+    """`count` of the samples, evenly from all of them, and the others, both in order."""
+    if len(samples) <= count:
+        return list(samples), []
+    taken = {index * len(samples) // count for index in range(count)}
+    others = [one for index, one in enumerate(samples) if index not in taken]
+    return [samples[index] for index in sorted(taken)], others
+
+
+def _mixed(samples: Sequence[str | Batch]) -> list[str | Batch]:
+    """In an order in which a batch takes its samples from all over."""
+    count = -(-len(samples) // BATCH_SIZE)
+    return [one for start in range(count) for one in samples[start::count]]
 
 
 def _shipped(program: Program, seed: int, training_tokens: int) -> Dataset:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from compiler.errors import CompilerError
-from compiler.evidence.data import load_dataset
+from compiler.evidence.data import BATCH_SIZE, load_dataset
 from compiler.frontends.torch_export import capture
 from compiler.program import Program
 
@@ -123,7 +123,23 @@ def test_what_is_left_over_is_trained_on(program: Program, tmp_path: Path) -> No
     np.savez(path, ids=np.zeros((700, 3), np.int64), x=np.arange(700)[:, None] + np.zeros((700, 3)))
     data = load_dataset(str(path), program, training_tokens=1)
     assert (data.scoring_count, data.calibration_count) == (256, 256)
-    assert [int(batch[1][0, 0]) for batch in data.training] == list(range(512, 700))
+    parts = [[int(batch[1][0, 0]) for batch in part] for part in (data.scoring, data.calibration, data.training)]
+    assert len(parts[2]) == 188
+    assert sorted(parts[0] + parts[1] + parts[2]) == list(range(700))
+
+
+def test_many_samples_are_taken_from_every_file(program: Program, tmp_path: Path) -> None:
+    """Not from the first files alone: x of a sample is the number of its file."""
+    for file in range(4):
+        np.savez(tmp_path / f"{file}.npz", ids=np.zeros((300, 3), np.int64), x=np.full((300, 3), file, np.float32))
+    data = load_dataset(str(tmp_path), program, training_tokens=1)
+    for part in (data.scoring, data.calibration):
+        counts = np.bincount([int(batch[1][0, 0]) for batch in part], minlength=4)
+        assert counts.sum() == 256
+        assert counts.min() >= 63
+    trained = [int(batch[1][0, 0]) for batch in data.training]
+    assert np.bincount(trained).tolist() == [172] * 4
+    assert len(set(trained[:BATCH_SIZE])) == 4
 
 
 def test_random_inputs_to_train_on_are_others(program: Program) -> None:
