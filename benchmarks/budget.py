@@ -1,12 +1,14 @@
 """A budget against uniform bits at the same bytes: all-MiniLM-L6-v2, and SmolLM2-135M where its folder is given.
 
-    python benchmarks/budget.py --artifacts FOLDER [--smollm2 CHECKPOINT --text FOLDER] [--heal MINUTES]
+    python benchmarks/budget.py --artifacts FOLDER [--smollm2 CHECKPOINT --text FOLDER] [--gguf FILE] [--heal MINUTES]
                                 [--only NAME ...] [--no-compile]
 
 Every variant is compiled by the command, in a process of its own, into --artifacts, unless it stands there. The
 embeddings of all-MiniLM-L6-v2 are compared with torch in float32 on 64 texts of Python's own help, one at a time;
 SmolLM2 reads windows of 512 tokens of every eighth document of --text, and is calibrated on the others. No compile sees
-what is judged on. What is called healed is given --heal minutes, alone on its machine if that is to count. The table
+what is judged on. What is called healed is given --heal minutes, alone on its machine if that is to count. Rows of
+llm-compressor and of llama.cpp, which starts from --gguf, need those packages in the interpreter that runs this, and
+are left out where they are not: quantized_peers.py says what they are given. The table
 goes to the terminal and to benchmarks/results/budget.*; a run with --only adds to it. Bytes and quality are no matter
 of the machine, so rows of several stand there; each says what it was judged on.
 """
@@ -15,18 +17,21 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from held_out_text import TextFolder, held_out_windows
 from minilm_int8 import packaged_checkpoint, processor
 from quality_figures import SideFigures, add_window, artifact_logits, transformers_logits
+from quantized_peers import LLAMA_CPP, LLM_COMPRESSOR, Peer, weight_bytes
 from results import earlier_record
 from rich.console import Console
 from sentence_embedding import SentenceEmbedding
@@ -37,6 +42,9 @@ RESULTS = HERE / "results"
 WINDOW = 512
 MINILM, SMOLLM2 = "all-MiniLM-L6-v2", "SmolLM2-135M"
 NEAREST = "rounding=nearest"
+Batch = Mapping[str, np.ndarray[Any, Any]]
+Embedding = Callable[[Batch], torch.Tensor]
+"""Of one text: [1, hidden]."""
 ALLOWED = ",".join(
     (
         "quantize:bits=8:activations=none:embeddings=8",
@@ -80,6 +88,17 @@ def _variants(model: str, sizes: tuple[str, ...]) -> dict[str, Variant]:
 
 
 VARIANTS = {**_variants(MINILM, ("0.20", "0.13")), **_variants(SMOLLM2, ("0.14", "0.105"))}
+PEERS = {
+    f"{model}, llm-compressor, GPTQ, {bits} bits, blocks of 64": Peer(model, LLM_COMPRESSOR, ("--bits", str(bits)))
+    for model in (MINILM, SMOLLM2)
+    for bits in (4, 3)
+} | {
+    f"{SMOLLM2}, llama.cpp, {kind.upper()}{' throughout' if pure else ''}": Peer(SMOLLM2, LLAMA_CPP, (kind, *pure))
+    for kind, pure in (("q4_0", ("--pure",)), ("q3_K_S", ()))
+}
+"""Other libraries on the same model. llm-compressor leaves tables as they are; llama.cpp gives rows that are no
+multiple of 256, most of SmolLM2's, more than three bits, and with Q2_K the same file.
+"""
 VARIANTS |= {f"{name}, healed": replace(one, healed=True) for name, one in VARIANTS.items() if one.budget}
 
 
@@ -87,11 +106,7 @@ def main() -> None:
     """Compile what is missing, measure, show, write."""
     arguments = _arguments()
     console = Console(stderr=True)
-    wanted = {
-        name: one
-        for name, one in VARIANTS.items()
-        if (arguments.only is None or name in arguments.only) and (one.model == MINILM or arguments.smollm2)
-    }
+    wanted = {name: one for name, one in (VARIANTS | PEERS).items() if _is_wanted(name, one, arguments)}
     checkpoints = {MINILM: packaged_checkpoint(), SMOLLM2: arguments.smollm2}
     documents = TextFolder.read(arguments.text) if arguments.text else None
     file = RESULTS / "budget.json"
@@ -99,16 +114,21 @@ def main() -> None:
     variants = record.setdefault("variants", {})
     for name, one in wanted.items():
         if not arguments.no_compile:
-            _compile(name, one, checkpoints[one.model], documents, arguments, console)
+            if isinstance(one, Peer):
+                _write_peer(name, one, checkpoints[one.model], arguments, console)
+            else:
+                _compile(name, one, checkpoints[one.model], documents, arguments, console)
     folders = {name: _folder(arguments.artifacts, name) for name in wanted}
     folders = {name: folder for name, folder in folders.items() if folder.is_dir()}
-    found = _embeddings({n: f for n, f in folders.items() if VARIANTS[n].model == MINILM}, checkpoints[MINILM])
-    language = {n: f for n, f in folders.items() if VARIANTS[n].model == SMOLLM2}
+    found = _embeddings({n: f for n, f in folders.items() if wanted[n].model == MINILM}, checkpoints[MINILM])
+    language = {n: f for n, f in folders.items() if wanted[n].model == SMOLLM2}
     if language and documents is not None:
         found |= _predictions(language, arguments.smollm2, documents, arguments.tokens, console)
     for name, figures in found.items():
-        judged_on = "64 texts" if VARIANTS[name].model == MINILM or documents is None else documents.said
-        variants[name] = {**_of_report(folders[name]), **figures, "judged_on": judged_on, "processor": processor()}
+        one, folder = wanted[name], folders[name]
+        judged_on = "64 texts" if one.model == MINILM or documents is None else documents.said
+        about = _of_peer(folder, checkpoints[one.model]) if isinstance(one, Peer) else _of_report(folder)
+        variants[name] = {**about, **figures, "judged_on": judged_on, "processor": processor()}
     text = _page(record)
     console.print(text, markup=False)
     file.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
@@ -117,6 +137,21 @@ def main() -> None:
 
 def _folder(artifacts: Path, name: str) -> Path:
     return artifacts / "".join(letter if letter.isalnum() else "-" for letter in name)
+
+
+def _is_wanted(name: str, one: Variant | Peer, arguments: argparse.Namespace) -> bool:
+    given = one.model == MINILM or arguments.smollm2 is not None
+    if isinstance(one, Peer):
+        given = given and one.installed and (one.package != LLAMA_CPP or arguments.gguf is not None)
+    return given and (arguments.only is None or name in arguments.only)
+
+
+def _write_peer(name: str, one: Peer, checkpoint: Path, arguments: argparse.Namespace, console: Console) -> None:
+    folder = _folder(arguments.artifacts, name)
+    if not folder.is_dir():
+        source = arguments.gguf if one.package == LLAMA_CPP else checkpoint
+        said = one.write(source, folder, arguments.text if one.model == SMOLLM2 else None)
+        console.print(f"{name}: {said or 'done'}", markup=False)
 
 
 def _compile(
@@ -144,27 +179,41 @@ def _compile(
 
 def _embeddings(folders: Mapping[str, Path], checkpoint: Path) -> dict[str, dict[str, float]]:
     """Cosines to torch in float32, by variant."""
-    from compiler.runtime.session import Session
-
     if not folders:
         return {}
     inputs = encode(checkpoint, held_out_texts())
-    model = SentenceEmbedding.from_folder(checkpoint)
-    with torch.no_grad():
-        expected = [model(**{key: torch.from_numpy(one) for key, one in batch.items()}) for batch in inputs]
+    expected = list(map(_torch_embedding(checkpoint), inputs))
     found = {}
     for name, folder in folders.items():
-        session = Session.open(folder)
-        wanted = {spec.name: spec.dtype for spec in session.manifest.inputs}
-        output = session.manifest.outputs[0].name
-        runs = [session.run({key: batch[key].astype(dtype) for key, dtype in wanted.items()}) for batch in inputs]
-        pairs = zip(runs, expected, strict=True)
-        cosines = [
-            float(torch.nn.functional.cosine_similarity(torch.from_numpy(run[output]), one).mean())
-            for run, one in pairs
-        ]
+        run = _torch_embedding(folder) if name in PEERS else _artifact_embedding(folder)
+        pairs = zip(map(run, inputs), expected, strict=True)
+        cosines = [float(torch.nn.functional.cosine_similarity(one, other).mean()) for one, other in pairs]
         found[name] = {"mean_cosine": sum(cosines) / len(cosines), "worst_cosine": min(cosines)}
     return found
+
+
+def _torch_embedding(folder: Path) -> Embedding:
+    model = SentenceEmbedding.from_folder(folder).float()
+
+    def run(batch: Batch) -> torch.Tensor:
+        with torch.no_grad():
+            embedding: torch.Tensor = model(**{key: torch.from_numpy(one) for key, one in batch.items()})
+        return embedding
+
+    return run
+
+
+def _artifact_embedding(folder: Path) -> Embedding:
+    from compiler.runtime.session import Session
+
+    session = Session.open(folder)
+    wanted = {spec.name: spec.dtype for spec in session.manifest.inputs}
+    output = session.manifest.outputs[0].name
+
+    def run(batch: Batch) -> torch.Tensor:
+        return torch.from_numpy(session.run({key: batch[key].astype(kind) for key, kind in wanted.items()})[output])
+
+    return run
 
 
 def _predictions(
@@ -173,12 +222,26 @@ def _predictions(
     """Perplexities and divergences beside transformers in float32, by variant."""
     windows = held_out_windows(documents.held_out, checkpoint / "tokenizer.json", WINDOW, tokens)
     sides = {"": transformers_logits(checkpoint, torch.get_num_threads())}
-    sides |= {name: artifact_logits(folder, torch.get_num_threads()) for name, folder in folders.items()}
+    for name, folder in folders.items():
+        if name in PEERS:
+            sides[name] = PEERS[name].logits(folder, WINDOW, torch.get_num_threads())
+        else:
+            sides[name] = artifact_logits(folder, torch.get_num_threads())
     figures = {name: SideFigures() for name in sides}
     for index, window in enumerate(windows, 1):
         add_window(figures, sides, window)
         console.print(f"window {index} of {len(windows)}", markup=False)
     return {name: side.summary(figures[""]) for name, side in figures.items() if name}
+
+
+def _of_peer(folder: Path, checkpoint: Path) -> dict[str, Any]:
+    """Bytes of the weights, and their share of those of the model in float32."""
+    from safetensors import safe_open
+
+    with safe_open(checkpoint / "model.safetensors", "np") as file:
+        count = sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
+    size = weight_bytes(folder)
+    return {"payload_bytes": size, "share": size / (4 * count)}
 
 
 def _of_report(folder: Path) -> dict[str, Any]:
@@ -226,9 +289,12 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--artifacts", type=Path, required=True)
     parser.add_argument("--smollm2", type=Path)
     parser.add_argument("--text", type=Path)
+    parser.add_argument("--gguf", type=Path, help="SmolLM2 in a GGUF file, where llama.cpp starts from")
     parser.add_argument("--tokens", type=int, default=10 * 1024)
     parser.add_argument("--heal", type=float, default=15, help="minutes for each variant that is healed")
-    parser.add_argument("--only", nargs="*", choices=list(VARIANTS), metavar="NAME", help="variants, as in the table")
+    parser.add_argument(
+        "--only", nargs="*", choices=list(VARIANTS | PEERS), metavar="NAME", help="variants, as in the table"
+    )
     parser.add_argument("--no-compile", action="store_true")
     return parser.parse_args()
 

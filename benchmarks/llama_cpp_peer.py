@@ -1,9 +1,9 @@
 """llama.cpp through llama-cpp-python: quantizing as its own tool does, and decoding through its C interface.
 
-    python benchmarks/llama_cpp_peer.py SOURCE.gguf q4_0 TARGET.gguf
+    python benchmarks/llama_cpp_peer.py SOURCE.gguf q4_0 TARGET.gguf [--pure]
 
-The tool's defaults are kept: a tied output is stored in 8 bits next to 4-bit layers, the cache in float16, prompts are
-read in batches of 2,048 and micro-batches of 512, flash attention is its own choice.
+The tool's defaults are kept: a tied output is stored in 8 bits next to 4-bit layers (with --pure in the same type), the
+cache in float16, prompts are read in batches of 2,048 and micro-batches of 512, flash attention is its own choice.
 """
 
 from __future__ import annotations
@@ -22,11 +22,13 @@ import numpy as np
 BUFFERS = ("all", "repacked", "plain")
 """How weights are kept: as llama.cpp chooses (AMX first), repacked for AVX-512, or as they are in the file."""
 LAYER_PRODUCTS = rb"blk\.[0-9]+\.(attn_(q|k|v|output)|ffn_(gate|up|down))\.weight"
-TYPES = {"q4_0": "LLAMA_FTYPE_MOSTLY_Q4_0", "q8_0": "LLAMA_FTYPE_MOSTLY_Q8_0"}
+TYPES = {kind: f"LLAMA_FTYPE_MOSTLY_{kind.upper()}" for kind in ("q8_0", "q4_0", "q3_K_S")}
 
 
-def quantize(source: Path, kind: str, target: Path) -> None:
+def quantize(source: Path, kind: str, target: Path, pure: bool = False) -> None:
     """Write `source` anew in another type; a source that is quantized already is taken for the float weights it holds.
+
+    Tensors whose rows do not fit the type are stored in a larger one, which llama.cpp chooses.
 
     Raises SystemExit when llama.cpp refuses.
     """
@@ -35,6 +37,7 @@ def quantize(source: Path, kind: str, target: Path) -> None:
     options = llama_cpp.llama_model_quantize_default_params()
     options.ftype = getattr(llama_cpp, TYPES[kind])
     options.allow_requantize = True
+    options.pure = pure
     if llama_cpp.llama_model_quantize(os.fsencode(source), os.fsencode(target), ctypes.byref(options)):
         raise SystemExit(f"llama.cpp could not write {target}")
 
@@ -69,6 +72,21 @@ class LlamaCppDecoding:
         for start in range(0, len(tokens), self._batch):
             self._run(tokens[start : start + self._batch])
         return self._choose()
+
+    def logits(self, tokens: list[int]) -> np.ndarray:
+        """Of every position [tokens, vocabulary], from an empty cache."""
+        self._library.llama_memory_clear(self._memory, False)
+        batch = self._library.llama_batch_init(len(tokens), 0, 1)
+        batch.n_tokens = len(tokens)
+        for place, token in enumerate(tokens):
+            batch.token[place], batch.pos[place], batch.logits[place] = token, place, True
+            batch.n_seq_id[place], batch.seq_id[place][0] = 1, 0
+        failed = self._library.llama_decode(self._context, batch)
+        self._library.llama_batch_free(batch)
+        if failed:
+            raise SystemExit("llama.cpp could not read the tokens")
+        rows: Any = self._library.llama_get_logits(self._context)
+        return np.array(np.ctypeslib.as_array(rows, shape=(len(tokens), self._vocabulary)))
 
     def take_back(self, length: int) -> None:
         self._library.llama_memory_seq_rm(self._memory, 0, length, -1)
@@ -137,8 +155,9 @@ def main() -> None:
     parser.add_argument("source", type=Path)
     parser.add_argument("kind", choices=TYPES)
     parser.add_argument("target", type=Path)
+    parser.add_argument("--pure", action="store_true", help="the tied table too, which llama.cpp keeps in 8 bits")
     arguments = parser.parse_args()
-    quantize(arguments.source, arguments.kind, arguments.target)
+    quantize(arguments.source, arguments.kind, arguments.target, arguments.pure)
 
 
 if __name__ == "__main__":
