@@ -22,6 +22,7 @@ NONLINEAR = frozenset(
         aten.gelu.default,
         aten.hardsigmoid.default,
         aten.hardswish.default,
+        aten.hardtanh.default,
         aten.leaky_relu.default,
         aten.mish.default,
         aten.relu.default,

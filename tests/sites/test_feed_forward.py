@@ -67,6 +67,7 @@ def gelu_by_erf(x: Tensor) -> Tensor:
         (lambda x: x * torch.sigmoid(1.702 * x), "quick_gelu"),
         (lambda x: x * torch.sigmoid(x), "silu"),
         (lambda x: F.relu(x) ** 2, "relu_squared"),
+        (F.relu6, "relu6"),
         (torch.tanh, "tanh"),
         (lambda x: torch.tanh(x) * 3, "unknown"),
     ],

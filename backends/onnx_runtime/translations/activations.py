@@ -9,11 +9,14 @@ from torch import fx
 from compiler.backends.onnx_runtime.graph_writer import GraphWriter
 from compiler.backends.onnx_runtime.kernel_types import computed
 from compiler.backends.onnx_runtime.translations import translates
+from compiler.backends.onnx_runtime.translations.arithmetic import clamp
 from compiler.backends.onnx_runtime.translations.comparison import chosen
 from compiler.backends.onnx_runtime.translations.elementwise import result_type
+from compiler.errors import CompilerError
 
 SELU_ALPHA, SELU_GAMMA = 1.6732632423543772, 1.0507009873554805
 """torch's, Klambauer et al. 2017, arXiv:1706.02515, equation 14."""
+TRAINING_HINT = "Export the model in evaluation: model.eval()."
 SOFTPLUS_EXACT_ABOVE = 15.0
 """From there on log(1 + exp(x)) is x to float32's precision."""
 
@@ -80,6 +83,46 @@ def threshold(w: GraphWriter, node: fx.Node, x: fx.Node, limit: float, value: fl
 @translates("aten.hardsigmoid.default")
 def hardsigmoid(w: GraphWriter, node: fx.Node, x: fx.Node) -> ir.Value:
     return computed(w, "HardSigmoid", result_type(node), x, alpha=1.0 / 6.0, beta=0.5)
+
+
+@translates("aten.hardtanh.default")
+def hardtanh(w: GraphWriter, node: fx.Node, x: fx.Node, minimum: float, maximum: float) -> ir.Value:
+    """relu6 is one of these."""
+    return clamp(w, node, x, minimum, maximum)
+
+
+@translates("aten.log_sigmoid_forward.default")
+def log_sigmoid(w: GraphWriter, node: fx.Node, x: fx.Node) -> tuple[ir.Value, ...]:
+    """log(sigmoid(x)) = -softplus(-x). What torch keeps for gradients has no counterpart."""
+    _require_first_alone(node)
+    dtype = result_type(x)
+    value = computed(w, "Neg", dtype, computed(w, "Softplus", dtype, computed(w, "Neg", dtype, x)))
+    return value, value
+
+
+@translates("aten.rrelu_with_noise_functional.default")
+def rrelu(
+    w: GraphWriter,
+    node: fx.Node,
+    x: fx.Node,
+    noise: fx.Node,
+    lower: float,
+    upper: float,
+    training: bool,
+    generator: None,
+) -> tuple[ir.Value, ...]:
+    """The slope is drawn only while training; else it is the middle one."""
+    _require_first_alone(node)
+    if training:
+        raise CompilerError("lowering to ONNX", "the slopes of rrelu are drawn at random", TRAINING_HINT, node.name)
+    value = computed(w, "LeakyRelu", result_type(x), x, alpha=(lower + upper) / 2)
+    return value, value
+
+
+def _require_first_alone(node: fx.Node) -> None:
+    if any(user.args[1] != 0 for user in node.users):
+        problem = f"what {node.target} keeps for gradients is used"
+        raise CompilerError("lowering to ONNX", problem, "Only its result can be written.", node.name)
 
 
 @translates("aten.softplus.default")

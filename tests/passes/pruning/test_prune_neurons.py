@@ -107,7 +107,7 @@ class Mobile(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x [batch, 4, 8, 8] to the same."""
-        wide = nn.functional.relu(self.norm(self.widen(x)))
+        wide = nn.functional.relu6(self.norm(self.widen(x)))
         wide = nn.functional.max_pool2d(nn.functional.hardswish(self.each(wide)), 3, 1, 1)
         return x + self.narrow(wide)
 
