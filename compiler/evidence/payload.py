@@ -89,7 +89,11 @@ def run_session(session: Session, program: Program, batch: Batch) -> dict[str, A
 
 
 def typical_batch(program: Program, data: Dataset) -> Batch:
-    """One sample of 128 tokens where the model reads tokens; otherwise one sample of the example inputs' sizes."""
+    """A sample of the user's arrays; without any one of 128 tokens where the model reads tokens, or else one of the
+    example inputs' sizes.
+    """
+    if data.scoring and not data.shipped and program.tokenizer is None:
+        return data.scoring[0]
     sizes = {}
     for spec, tensor in zip(program.inputs, program.example_inputs, strict=True):
         for dim, size in zip(spec.shape, tensor.shape, strict=True):

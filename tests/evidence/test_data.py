@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from compiler.errors import CompilerError
 from compiler.evidence.data import BATCH_SIZE, load_dataset
+from compiler.evidence.payload import typical_batch
 from compiler.frontends.torch_export import capture
 from compiler.program import Program
 
@@ -54,6 +55,15 @@ def test_npz_is_split_by_turns(program: Program, tmp_path: Path) -> None:
     assert [int(batch[0][0, 0]) for batch in data.calibration] == [0, 2, 4]
     assert [int(batch[0][0, 0]) for batch in data.scoring] == [1, 3, 5]
     assert data.scoring[0][1].dtype == torch.float32
+
+
+def test_a_model_is_timed_on_arrays_that_are_given(program: Program, tmp_path: Path) -> None:
+    path = tmp_path / "data.npz"
+    np.savez(path, ids=np.arange(20).reshape(4, 5) % 7, x=np.ones((4, 5), np.float32))
+    ids, x = typical_batch(program, load_dataset(str(path), program))
+    assert ids.tolist() == [[5, 6, 0, 1, 2]]  # of the first sample that judges
+    assert x.shape == (1, 5)
+    assert typical_batch(program, load_dataset(None, program))[0].shape == (1, 128)
 
 
 def test_jsonl_and_folders(program: Program, tmp_path: Path) -> None:
