@@ -4,7 +4,8 @@
 
 Each model is compiled twice by the command, in processes of their own, unless --artifacts holds the result: with
 `--passes canonicalize,fuse`, which is the original lowered, and with --budget among few settings, so that a search
-takes minutes: int8 products with dynamic and with static ranges, fewer neurons or channels, and fewer residual layers.
+takes minutes: int8 products with dynamic and with static ranges, kernels as two thin ones, fewer neurons or channels,
+and fewer residual layers.
 Vision and audio models calibrate on drawn pages and chords, all-MiniLM-L6-v2 on the sentences that ship. Both artifacts
 are opened in this process, input checks included, and run in turns: on one sample as in calibration, and on several
 larger ones. A ratio is that of neighbouring turns, its median and quartiles. Fidelity is that of the payload to torch
@@ -41,7 +42,9 @@ sys.path[:0] = [str(HERE.parent / "tests"), str(HERE.parent / "tests" / "fronten
 
 LIMIT = "latency=0.6"
 EXACT = "canonicalize,fuse"
-ALLOWED = "quantize:embeddings=8,quantize:activations=static:embeddings=8,prune-neurons,prune-layers"
+ALLOWED = (
+    "quantize:embeddings=8,quantize:activations=static:embeddings=8,low-rank-convolution,prune-neurons,prune-layers"
+)
 """What the budget chooses among."""
 MINILM = "all-MiniLM-L6-v2"
 Arrays = dict[str, np.ndarray[Any, Any]]

@@ -3,7 +3,8 @@
     measure     every candidate of every place: its cost, bytes, FLOPs, seconds          (measuring.py, inside.py)
     allocate    one candidate a place, at least cost within the limits                   (allocation.py)
     propose     the chosen stand-ins in graph order, each fitted to what those before it leave
-    lower       the result, on trial: where it is over a limit after all, the limit is lowered by that, and again
+    lower       the result, on trial: where it is over a limit after all, the limit is lowered by that, and again; and
+                raised half way back where much less is used than may be
 
 A recipe names what was chosen, and nothing is measured then.
 """
@@ -16,7 +17,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from compiler.budget.allocation import Offer, OutOfReachError, allocate
-from compiler.budget.chosen_mix import NAME, ChosenMix, propose_chosen
+from compiler.budget.chosen_mix import NAME, ChosenMix, Key, propose_chosen
 from compiler.budget.inside import timed_inside
 from compiler.budget.limits import Limit, read_limits
 from compiler.budget.measuring import Candidate, Measured, Measuring
@@ -32,9 +33,11 @@ if TYPE_CHECKING:
     from compiler.registry import Registry
 
 MOST_ROUNDS = 5
-"""Mixes that are lowered on trial, at most, where each was over a limit."""
+"""Mixes that are lowered on trial, at most, where one was over a limit."""
 NOISE = 0.01
 """Part of a latency by which it may be over its limit: it is no more certain than that."""
+CLOSE = 0.95
+"""Part of what is allowed from which on a mix found after one that was over its limit is not made any larger."""
 FRONTIER_POINTS = 12
 DOING = "choosing what stands where for --budget"
 
@@ -122,7 +125,7 @@ class _Search:
         """The stand-ins and the record."""
         whole = [self._whole.amount(limit.quantity) for limit in self._limits]
         allowed = [limit.of(amount) for limit, amount in zip(self._limits, whole, strict=True)]
-        room = list(allowed)
+        room, over, best = list(allowed), None, None
         tried: list[list[Candidate]] = []
         while len(tried) < MOST_ROUNDS:
             try:
@@ -142,11 +145,20 @@ class _Search:
                 LimitRecord(limit.quantity, str(limit), w, a, self._expected(chosen, limit), use)
                 for limit, w, a, use in zip(self._limits, whole, allowed, uses, strict=True)
             )
-            if all(map(_held, rows)):
-                return ChosenMix(made), self._record(chosen, rows, allowed)
             unchanged = [self._whole.unchanged(limit.quantity) for limit in self._limits]
-            room = [_room(*one) for one in zip(room, rows, unchanged, strict=True)]
-        raise self._not_held(rows)
+            if all(map(_held, rows)):
+                best = _Held(room, chosen, made, rows)  # of more room than one before it, so of no more cost
+                if over is None or all(map(_is_close, rows)):
+                    break
+            else:
+                over = room
+            if best is not None and over is not None:
+                room = [(held + more) / 2 for held, more in zip(best.room, over, strict=True)]
+            else:
+                room = [_room(*one) for one in zip(room, rows, unchanged, strict=True)]
+        if best is None:
+            raise self._not_held(rows)
+        return ChosenMix(best.made), self._record(best.chosen, best.rows, allowed)
 
     def _allocated(self, allowed: Sequence[float]) -> list[Candidate]:
         """One candidate for each part, or for several, at least cost."""
@@ -234,6 +246,21 @@ class _Search:
             amount = least * (1 + 1e-6) * (whole / least) ** (step / (FRONTIER_POINTS - 1))
             chosen = self._allocated([amount, *others])
             yield FrontierPoint(self._expected(chosen, limit), sum(one.cost for one in chosen))
+
+
+@dataclass(frozen=True)
+class _Held:
+    """A mix that keeps to the limits as lowered on trial, and the room that it was chosen in."""
+
+    room: Sequence[float]
+    chosen: Sequence[Candidate]
+    made: Mapping[Key, Replacement | Refusal]
+    rows: tuple[LimitRecord, ...]
+
+
+def _is_close(row: LimitRecord) -> bool:
+    """Whether little is left of what a limit allows."""
+    return row.measured >= CLOSE * row.allowed
 
 
 def _held(row: LimitRecord) -> bool:

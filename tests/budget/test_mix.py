@@ -203,6 +203,26 @@ def test_a_mix_that_saves_less_than_expected_is_chosen_anew(monkeypatch: pytest.
     assert record.limits[0].expected < 0.9 * record.limits[0].allowed
 
 
+def test_a_mix_that_is_far_below_the_limit_after_one_above_it_gets_room_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first trial seems to save little, as when a machine is busy; the others save what they do."""
+    true_uses = WholeModel.of_mix
+    found: list[float] = []
+
+    def uses(whole: WholeModel, made: Any, quantities: Sequence[str]) -> list[float]:
+        (use,) = true_uses(whole, made, quantities)
+        most = whole.unchanged(quantities[0])
+        found.append(use if found else most - 0.6 * (most - use))
+        return found[-1:]
+
+    monkeypatch.setattr(WholeModel, "of_mix", uses)
+    record = BudgetedMix(limits=("size=0.4",)).planned(program(), context())[1]
+    assert record is not None
+    (limit,) = record.limits
+    assert found[1] < 0.9 * limit.allowed
+    assert found[1] < limit.measured <= limit.allowed
+    assert record.expected == sum(one.cost for one in record.places)
+
+
 def test_no_mix_is_lowered_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     tried = tried_mixes(monkeypatch)
     saving_only(0.5, monkeypatch)
