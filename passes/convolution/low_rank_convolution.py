@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from compiler.convolution_patches import patches_of
 from compiler.hookspecs import hookimpl
-from compiler.quantization.calibration_walk import calibration_walk
+from compiler.quantization.calibration_walk import CalibrationWalk, calibration_walk
 from compiler.quantization.compensation import damped
 from compiler.rewriting import Graft, Pass, PassContext, Replacement
 from compiler.selection.layer_choice import ChoosesLayers
@@ -70,23 +70,17 @@ class LowRankConvolution(ChoosesLayers, Graft):
         """Each site in turn, with the inputs that the stand-ins before it leave it."""
         walk = calibration_walk(program, context) if self.method == "whitened" else None
         for site in sites:
-            reason = _unfit(site, program)
-            if reason is None:
-                statistics = walk.statistics(site) if walk is not None and patches_of(site) is not None else None
-                moment = None if statistics is None else damped(statistics.second_moment, statistics.row_count)
-                proposal = self._replacement(site, program, moment, self.ratio)
-                reason = None if isinstance(proposal, Replacement) else proposal
-            if reason is not None:
-                yield Refusal(reason, site.output.name, site.name, site.kind)
+            proposal = _unfit(site, program) or self._rung(site, program, _moment(site, walk), self.ratio)
+            if isinstance(proposal, str):
+                yield Refusal(proposal, site.output.name, site.name, site.kind)
                 continue
-            assert isinstance(proposal, Replacement)
             if walk is not None:
                 walk.replace(site, proposal.module)
             if context.max_drop is None:
                 proposal.gentler = None  # which would keep the weight and its moment in memory
             yield proposal
 
-    def _replacement(self, site: Site, program: Program, moment: Tensor | None, ratio: float) -> Replacement | str:
+    def _rung(self, site: Site, program: Program, moment: Tensor | None, ratio: float) -> Replacement | str:
         sizes, weight = site.bindings, program.weight(site.bindings["weight"])
         splits = kernel_splits(sizes["out_channels"], sizes["in_channels"], sizes["kernel"], sizes["stride"])
         ranked = [(split, rank) for split in splits if (rank := split.rank_at(ratio)) > 0]
@@ -102,8 +96,14 @@ class LowRankConvolution(ChoosesLayers, Graft):
         stand_in = Replacement(module, note, heal=("*",), alone=moment is None, rate=HEALING_RATE)
         gentler = (1 + ratio) / 2
         if max(split.rank_at(gentler) for split, _ in ranked) > len(best.first):
-            stand_in.gentler = lambda: _replaced(self._replacement(site, program, moment, gentler))
+            stand_in.gentler = lambda: _replaced(self._rung(site, program, moment, gentler))
         return stand_in
+
+
+def _moment(site: Site, walk: CalibrationWalk | None) -> Tensor | None:
+    """Of the patches that the kernel of a site sees; None where no data says, or it has too many dims."""
+    statistics = walk.statistics(site) if walk is not None and patches_of(site) is not None else None
+    return None if statistics is None else damped(statistics.second_moment, statistics.row_count)
 
 
 def _replaced(proposal: Replacement | str) -> Replacement:
