@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from compiler.program import Program
     from compiler.registry import Registry
 
-MOST_ROUNDS = 5
+MOST_ROUNDS = 8
 """Mixes that are lowered on trial, at most, where one was over a limit."""
 NOISE = 0.01
 """Part of a latency by which it may be over its limit: it is no more certain than that."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from compiler.budget.chosen_mix import ChosenMix, Key
 from compiler.budget.site_copies import typical_inputs
 from compiler.evidence.cost import float32_bytes, flops, weight_bytes
-from compiler.evidence.payload import LARGE_BYTES, LONGEST_SECONDS, ROUND_COUNT
+from compiler.evidence.payload import LARGE_BYTES, LONGEST_SECONDS
 from compiler.evidence.trial_lowering import lowered_on_trial
 from compiler.evidence.turns import alternating_seconds
 from compiler.grafting import put_in
@@ -18,6 +18,9 @@ from compiler.sites import Refusal
 if TYPE_CHECKING:
     from compiler.program import Program
     from compiler.rewriting import PassContext, Replacement
+
+ROUNDS = 100
+"""Turns that short models take beside each other: a limit is held by their ratio, which a busy machine spreads."""
 
 
 class WholeModel:
@@ -38,7 +41,8 @@ class WholeModel:
                 self._bytes = trial.bytes
                 if timed:
                     self._call = trial.call(self._inputs)
-                    self._seconds = _medians({"as it is": self._call})[0]
+                    (seconds,) = _seconds({"as it is": self._call})
+                    self._seconds = statistics.median(seconds)
 
     def amount(self, quantity: str) -> float:
         """What a share is of: weights in float32, FLOPs, seconds."""
@@ -56,10 +60,11 @@ class WholeModel:
             with lowered_on_trial(program, self._backend, self._context.target) as trial:
                 found["size"] = float(trial.bytes)
                 if "latency" in quantities:
-                    theirs, ours = _medians({"as it is": self._call, "mix": trial.call(self._inputs)})
-                    found["latency"] = self._seconds * ours / theirs
+                    turns = _seconds({"as it is": self._call, "mix": trial.call(self._inputs)})
+                    shares = [ours / theirs for theirs, ours in zip(*turns, strict=True)]
+                    found["latency"] = self._seconds * statistics.median(shares)
         return [found[quantity] for quantity in quantities]
 
 
-def _medians(calls: Mapping[str, Callable[[], Any]]) -> list[float]:
-    return [statistics.median(one) for one in alternating_seconds(calls, ROUND_COUNT, LONGEST_SECONDS).values()]
+def _seconds(calls: Mapping[str, Callable[[], Any]]) -> list[list[float]]:
+    return list(alternating_seconds(calls, ROUNDS, LONGEST_SECONDS).values())
