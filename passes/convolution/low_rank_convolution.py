@@ -24,7 +24,13 @@ from compiler.quantization.compensation import damped
 from compiler.rewriting import Graft, Pass, PassContext, Replacement
 from compiler.selection.layer_choice import ChoosesLayers
 from compiler.sites import Refusal, Site
-from compiler.structured.separable_convolution import FACTOR, SeparableConvolution, kernel_splits, nearest_factors
+from compiler.structured.separable_convolution import (
+    FACTOR,
+    KernelSplit,
+    SeparableConvolution,
+    kernel_splits,
+    nearest_factors,
+)
 from compiler.weight_readers import unusable_weight
 
 if TYPE_CHECKING:
@@ -70,7 +76,7 @@ class LowRankConvolution(ChoosesLayers, Graft):
         """Each site in turn, with the inputs that the stand-ins before it leave it."""
         walk = calibration_walk(program, context) if self.method == "whitened" else None
         for site in sites:
-            proposal = _unfit(site, program) or self._rung(site, program, _moment(site, walk), self.ratio)
+            proposal = _unfit(site, program) or self._stand_in(site, program, _moment(site, walk))
             if isinstance(proposal, str):
                 yield Refusal(proposal, site.output.name, site.name, site.kind)
                 continue
@@ -80,10 +86,20 @@ class LowRankConvolution(ChoosesLayers, Graft):
                 proposal.gentler = None  # which would keep the weight and its moment in memory
             yield proposal
 
+    def _stand_in(self, site: Site, program: Program, moment: Tensor | None) -> Replacement | str:
+        """The nearest two kernels, and what the budget tries where they cost too much: half of what was saved."""
+        first = self._rung(site, program, moment, self.ratio)
+        if isinstance(first, str):
+            return first
+        gentler = (1 + self.ratio) / 2
+        splits = list(_splits(site))
+        if max(split.rank_at(gentler) for split in splits) > max(split.rank_at(self.ratio) for split in splits):
+            first.gentler = lambda: _replaced(self._rung(site, program, moment, gentler))
+        return first
+
     def _rung(self, site: Site, program: Program, moment: Tensor | None, ratio: float) -> Replacement | str:
         sizes, weight = site.bindings, program.weight(site.bindings["weight"])
-        splits = kernel_splits(sizes["out_channels"], sizes["in_channels"], sizes["kernel"], sizes["stride"])
-        ranked = [(split, rank) for split in splits if (rank := split.rank_at(ratio)) > 0]
+        ranked = [(split, rank) for split in _splits(site) if (rank := split.rank_at(ratio)) > 0]
         if not ranked:
             return f"ratio={ratio:g} leaves no rank in a weight of {' x '.join(map(str, weight.shape))}"
         found = [nearest_factors(weight.detach(), split, rank, moment) for split, rank in ranked]
@@ -93,11 +109,12 @@ class LowRankConvolution(ChoosesLayers, Graft):
         kernels = [" x ".join(map(str, one.kernel_size)) for one in (module.first_kernel, module.second_kernel)]
         blind = ", not weighed for want of calibration data" if self.method == "whitened" and moment is None else ""
         note = f"kernels {kernels[0]}, then {kernels[1]}, rank {len(best.first)}, error {best.lost:.2%}{blind}"
-        stand_in = Replacement(module, note, heal=("*",), alone=moment is None, rate=HEALING_RATE)
-        gentler = (1 + ratio) / 2
-        if max(split.rank_at(gentler) for split, _ in ranked) > len(best.first):
-            stand_in.gentler = lambda: _replaced(self._rung(site, program, moment, gentler))
-        return stand_in
+        return Replacement(module, note, heal=("*",), alone=moment is None, rate=HEALING_RATE)
+
+
+def _splits(site: Site) -> Iterator[KernelSplit]:
+    sizes = site.bindings
+    return kernel_splits(sizes["out_channels"], sizes["in_channels"], sizes["kernel"], sizes["stride"])
 
 
 def _moment(site: Site, walk: CalibrationWalk | None) -> Tensor | None:

@@ -15,6 +15,8 @@ from structured_checks import grafted, refusals
 from torch import Tensor, nn
 
 from compiler.evidence.data import Dataset
+from compiler.evidence.fidelity import reference_outputs
+from compiler.grafting import apply_graft
 from compiler.passes.convolution.low_rank_convolution import LowRankConvolution
 from compiler.program import Program
 
@@ -134,8 +136,22 @@ def test_a_gentler_rung_loses_less() -> None:
     limited = dataclasses.replace(context_of(program), max_drop=0.5)
     (proposal,) = LowRankConvolution(ratio=0.3).propose_all(_sites(program), program, limited)
     gentler = proposal.gentler()
+    assert gentler.gentler is None
     lost = [float(one.note.split("error ")[1].rstrip("%")) for one in (proposal, gentler)]
     assert lost[1] < lost[0]
+
+
+def test_a_site_that_costs_too_much_is_given_back() -> None:
+    """Rungs come to an end, also where the best split has a lower rank than others would."""
+    narrow = convolution(kernel_size=(1, 5))
+    channels = torch.randn(RANK, CHANNELS)
+    narrow.weight.data = torch.einsum("ri,orw->oiw", channels, torch.randn(OUT, RANK, 5))[:, :, None]
+    program = program_of(nn.Sequential(narrow, nn.ReLU(), nn.Conv2d(OUT, 6, 3)))
+    context = dataclasses.replace(context_of(program), max_drop=1e-6)
+    reference = reference_outputs(program, context.data.scoring)
+    after, result = apply_graft(LowRankConvolution(ratio=0.25), program, reference, context)
+    assert "2" not in result.changed
+    assert error(after, program) < 1e-6
 
 
 def _sites(program: Program) -> list[Any]:
