@@ -8,16 +8,15 @@ embeddings of all-MiniLM-L6-v2 are compared with torch in float32 on 64 texts of
 SmolLM2 reads windows of 512 tokens of every eighth document of --text, and is calibrated on the others. No compile sees
 what is judged on. What is called healed is given --heal minutes, alone on its machine if that is to count. Rows of
 llm-compressor and of llama.cpp, which starts from --gguf, need those packages in the interpreter that runs this, and
-are left out where they are not: quantized_peers.py says what they are given. The table
-goes to the terminal and to benchmarks/results/budget.*; a run with --only adds to it. Bytes and quality are no matter
-of the machine, so rows of several stand there; each says what it was judged on.
+are left out where they are not. The table goes to the terminal and to benchmarks/results/budget.*; a run with --only
+adds to it. Bytes and quality are no matter of the machine, so rows of several stand there; each says what it was judged
+on.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import math
 import subprocess
 import sys
 import time
@@ -29,6 +28,7 @@ from typing import Any
 import numpy as np
 import torch
 from held_out_text import TextFolder, held_out_windows
+from measurement import weight_counts
 from minilm_int8 import packaged_checkpoint, processor
 from quality_figures import SideFigures, add_window, artifact_logits, transformers_logits
 from quantized_peers import LLAMA_CPP, LLM_COMPRESSOR, Peer, weight_bytes
@@ -236,12 +236,8 @@ def _predictions(
 
 def _of_peer(folder: Path, checkpoint: Path) -> dict[str, Any]:
     """Bytes of the weights, and their share of those of the model in float32."""
-    from safetensors import safe_open
-
-    with safe_open(checkpoint / "model.safetensors", "np") as file:
-        count = sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
     size = weight_bytes(folder)
-    return {"payload_bytes": size, "share": size / (4 * count)}
+    return {"payload_bytes": size, "share": size / (4 * sum(weight_counts(checkpoint).values()))}
 
 
 def _of_report(folder: Path) -> dict[str, Any]:

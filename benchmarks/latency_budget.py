@@ -216,7 +216,8 @@ def _page(record: dict[str, Any]) -> str:
     about = (
         f"`--budget {LIMIT} --passes {EXACT},{ALLOWED}`, no --max-drop, no healing: the artifact in turns with the "
         "original lowered, "
-        f"{record['machine']['threads']} threads of {record['machine']['processor']}; medians, and quartiles of the "
+        f"threads: {record['machine']['threads']}, of {record['machine']['processor']}, all of which the search timed "
+        "on; medians, and quartiles of the "
         "ratio. A model is calibrated and timed by the search on samples of the first size. Cosines are those of the "
         "payload to torch float32 on samples that no pass has seen."
     )

@@ -1,6 +1,6 @@
 """llm-compressor's GPTQ on a checkpoint: weights of linear layers in 4 or 3 bits, saved as its users save them.
 
-    python benchmarks/llm_compressor_peer.py CHECKPOINT TARGET --bits 4 --group 128 [--text FOLDER]
+    python benchmarks/llm_compressor_peer.py CHECKPOINT TARGET [--bits 4] [--group 64] [--text FOLDER]
 
 It calibrates on windows of 512 tokens of the documents of --text that are not held out, or on the sentences that ship
 with this compiler, and leaves tables and the output head as they are, which is its own recipe for language models; they

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import statistics
 import subprocess
 import time
@@ -108,6 +109,15 @@ def _nearest(rows: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     np.fill_diagonal(alike, -np.inf)
     nearest: np.ndarray[Any, Any] = alike.argmax(1)
     return nearest
+
+
+def weight_counts(checkpoint: Path) -> dict[str, int]:
+    """How many numbers each tensor of a transformers folder has, by name."""
+    from safetensors import safe_open
+
+    with safe_open(checkpoint / "model.safetensors", "np") as file:
+        names = file.keys()
+        return {name: math.prod(file.get_slice(name).get_shape()) for name in names}
 
 
 def spread(seconds: Sequence[float]) -> dict[str, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -34,7 +35,7 @@ class Peer:
         return find_spec(self.package) is not None
 
     def write(self, source: Path, folder: Path, text: Path | None) -> str:
-        """Quantize `source` into `folder`; nothing, or the last lines of what was said where it failed."""
+        """Quantize `source` into `folder`; nothing, or where it failed the last of what it said."""
         command = [sys.executable, str(HERE / f"{self._script}.py"), str(source)]
         if self.package == LLAMA_CPP:
             folder.mkdir(parents=True)
@@ -42,7 +43,10 @@ class Peer:
         else:
             command += [str(folder), *self.more, *(("--text", str(text)) if text else ())]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
-        return "\n".join(done.stderr.strip().splitlines()[-2:]) if done.returncode else ""
+        if not done.returncode:
+            return ""
+        shutil.rmtree(folder, ignore_errors=True)
+        return "\n".join(done.stderr.strip().splitlines()[-2:])
 
     def logits(self, folder: Path, window: int, threads: int) -> Logits:
         """What is in `folder`, by the library's own runtime, or by transformers where it has none."""

@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
 import platform
 import re
@@ -35,7 +34,7 @@ from typing import Any
 import numpy as np
 from contender_worker import open_artifact, open_torch
 from held_out_text import TextFolder, held_out_windows
-from measurement import fidelity
+from measurement import fidelity, weight_counts
 from minilm_int8 import packaged_checkpoint, processor
 from quality_figures import SideFigures, add_window, artifact_logits, transformers_logits
 from rich.console import Console
@@ -145,11 +144,7 @@ def _compile(row: Row, folder: Path, data: Path, arguments: argparse.Namespace) 
 
 def _size_share(checkpoint: Path, ratio: float) -> float:
     """What is left of a model's weights where `ratio` is of those of its feed-forward blocks."""
-    from safetensors import safe_open
-
-    with safe_open(checkpoint / "model.safetensors", "np") as file:
-        names = file.keys()
-        counts = {name: math.prod(file.get_slice(name).get_shape()) for name in names}
+    counts = weight_counts(checkpoint)
     blocks = sum(count for name, count in counts.items() if IN_BLOCKS.search(name))
     return 1 - (1 - ratio) * blocks / sum(counts.values())
 

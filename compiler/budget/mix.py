@@ -148,7 +148,7 @@ class _Search:
             unchanged = [self._whole.unchanged(limit.quantity) for limit in self._limits]
             if all(map(_held, rows)):
                 best = _Held(room, chosen, made, rows)  # of more room than one before it, so of no more cost
-                if over is None or all(map(_is_close, rows)):
+                if over is None or any(map(_is_close, rows)):
                     break
             else:
                 over = room

@@ -107,7 +107,7 @@ class LowRankConvolution(ChoosesLayers, Graft):
         bias = None if sizes["bias"] is None else program.weight(sizes["bias"]).detach()
         module = SeparableConvolution(best, bias, sizes["padding"], sizes["dilation"], weight.dtype)
         kernels = [" x ".join(map(str, one.kernel_size)) for one in (module.first_kernel, module.second_kernel)]
-        blind = ", not weighed for want of calibration data" if self.method == "whitened" and moment is None else ""
+        blind = ", not weighed: no data tell its patches" if self.method == "whitened" and moment is None else ""
         note = f"kernels {kernels[0]}, then {kernels[1]}, rank {len(best.first)}, error {best.lost:.2%}{blind}"
         return Replacement(module, note, heal=("*",), alone=moment is None, rate=HEALING_RATE)
 

@@ -11,7 +11,7 @@ from compiler.backends.onnx_runtime.kernel_types import computed
 from compiler.backends.onnx_runtime.translations import translates
 from compiler.backends.onnx_runtime.translations.arithmetic import clamp
 from compiler.backends.onnx_runtime.translations.comparison import chosen
-from compiler.backends.onnx_runtime.translations.elementwise import result_type
+from compiler.backends.onnx_runtime.translations.elementwise import require_first_alone, result_type
 from compiler.errors import CompilerError
 
 SELU_ALPHA, SELU_GAMMA = 1.6732632423543772, 1.0507009873554805
@@ -94,7 +94,7 @@ def hardtanh(w: GraphWriter, node: fx.Node, x: fx.Node, minimum: float, maximum:
 @translates("aten.log_sigmoid_forward.default")
 def log_sigmoid(w: GraphWriter, node: fx.Node, x: fx.Node) -> tuple[ir.Value, ...]:
     """log(sigmoid(x)) = -softplus(-x). What torch keeps for gradients has no counterpart."""
-    _require_first_alone(node)
+    require_first_alone(node, "values that are kept for gradients")
     dtype = result_type(x)
     value = computed(w, "Neg", dtype, computed(w, "Softplus", dtype, computed(w, "Neg", dtype, x)))
     return value, value
@@ -112,17 +112,11 @@ def rrelu(
     generator: None,
 ) -> tuple[ir.Value, ...]:
     """The slope is drawn only while training; else it is the middle one."""
-    _require_first_alone(node)
+    require_first_alone(node, "the slopes of a rrelu")
     if training:
         raise CompilerError("lowering to ONNX", "the slopes of rrelu are drawn at random", TRAINING_HINT, node.name)
     value = computed(w, "LeakyRelu", result_type(x), x, alpha=(lower + upper) / 2)
     return value, value
-
-
-def _require_first_alone(node: fx.Node) -> None:
-    if any(user.args[1] != 0 for user in node.users):
-        problem = f"what {node.target} keeps for gradients is used"
-        raise CompilerError("lowering to ONNX", problem, "Only its result can be written.", node.name)
 
 
 @translates("aten.softplus.default")

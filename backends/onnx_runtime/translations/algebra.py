@@ -11,9 +11,8 @@ from torch import fx
 
 from compiler.backends.onnx_runtime.graph_writer import GraphWriter
 from compiler.backends.onnx_runtime.translations import translates
-from compiler.backends.onnx_runtime.translations.elementwise import result_type
+from compiler.backends.onnx_runtime.translations.elementwise import require_first_alone, result_type
 from compiler.backends.onnx_runtime.translations.served_types import in_served_type
-from compiler.errors import CompilerError
 
 EINSUM_TYPES = (torch.float32, torch.float64, torch.int32, torch.int64)
 """What ONNX Runtime has kernels for."""
@@ -35,9 +34,7 @@ def linalg_det(w: GraphWriter, node: fx.Node, x: fx.Node) -> ir.Value:
 @translates("aten._linalg_det.default")
 def linalg_det_with_factors(w: GraphWriter, node: fx.Node, x: fx.Node) -> tuple[ir.Value, ...]:
     """The factors, which only gradients need, have no counterpart in ONNX."""
-    if any(user.args[1] != 0 for user in node.users):
-        problem, hint = "the factors of a determinant are used", "Only the determinant itself can be written."
-        raise CompilerError("lowering to ONNX", problem, hint, node.name)
+    require_first_alone(node, "the factors of a determinant")
     value = _det(w, x)
     return value, value, value
 

@@ -11,12 +11,21 @@ from torch import fx
 from compiler.backends.onnx_runtime.graph_writer import GraphWriter
 from compiler.backends.onnx_runtime.kernel_types import computed
 from compiler.backends.onnx_runtime.translations import translates
+from compiler.errors import CompilerError
 
 
 def result_type(node: fx.Node) -> torch.dtype:
     """The dtype of what a node computes."""
     dtype: torch.dtype = node.meta["val"].dtype
     return dtype
+
+
+def require_first_alone(node: fx.Node, others: str) -> None:
+    """Raises CompilerError where more is read than the first result of `node`; `others` says what there is besides."""
+    if any(user.args[1] != 0 for user in node.users):
+        raise CompilerError(
+            "lowering to ONNX", f"{others} are used", "Only the result itself can be written.", node.name
+        )
 
 
 def _unary(op: str, name: str) -> None:

@@ -164,7 +164,7 @@ def test_without_data_it_says_so() -> None:
     program = program_of(convolution())
     data = Dataset("none", (program.example_inputs,), ())
     _, result = grafted(LowRankConvolution(), program, data=data)
-    assert "not weighed for want of calibration data" in result.outcomes[0].note
+    assert "not weighed: no data tell its patches" in result.outcomes[0].note
 
 
 def test_refuses() -> None:
