@@ -12,7 +12,8 @@ compared (Monarch matrices with as many blocks are formulated alike):
     slices    a product a block, slices joined by each of the blocks that read them
     einsum    one einsum a factor, written as such
 
-The table goes to the terminal and to benchmarks/results/; a size that is measured again replaces itself there.
+The table goes to the terminal and to benchmarks/results/, beside those of other machines; a size that is measured again
+replaces itself there.
 """
 
 from __future__ import annotations
@@ -31,7 +32,6 @@ import numpy as np
 import onnxruntime
 import torch
 from minilm_int8 import processor
-from results import earlier_record
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
@@ -49,7 +49,6 @@ RESULTS = Path(__file__).resolve().parent / "results"
 TOKENS = (1, 128, 1024)
 SIZES = ("576x1536", "1536x576", "2048x8192")
 """Inputs by outputs: the feed-forward layers of SmolLM2-135M, and a layer of a larger model."""
-FIGURES = {"flops", "gigaflops", "milliseconds", "speedup"}
 RATIOS = (0.75, 0.5, 0.25)
 KINDS: tuple[tuple[Kind, int], ...] = (("low-rank", 1), ("block-dense", 4), ("monarch", 4), ("monarch", 8))
 BLOCKS = (2, 4, 8, 16)
@@ -60,7 +59,7 @@ def main() -> None:
     os.environ["OMP_NUM_THREADS"] = "1"
     arguments = _arguments()
     console = Console()
-    record = _earlier()
+    records, record = _earlier()
     for size in arguments.sizes:
         in_features, out_features = map(int, size.split("x"))
         layers = _layers(in_features, out_features)
@@ -84,22 +83,25 @@ def main() -> None:
         }
         console.print(_table(size, figures))
         record["layers"][size] = figures
-        (RESULTS / "structured_layers.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-        (RESULTS / "structured_layers.md").write_text(_page(record), encoding="utf-8")
+        written = json.dumps({"machines": records}, indent=1) + "\n"
+        (RESULTS / "structured_layers.json").write_text(written, encoding="utf-8")
+        (RESULTS / "structured_layers.md").write_text(_page(records), encoding="utf-8")
 
 
-def _earlier() -> dict[str, Any]:
-    """What stands in benchmarks/results/, where it was measured on a machine like this one."""
+def _earlier() -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """What stands in benchmarks/results/, a record a machine, and that of this one."""
     machine = {"processor": processor(), "threads": 1, "python": platform.python_version()}
     about = {"machine": machine, "onnxruntime": onnxruntime.__version__}
     RESULTS.mkdir(exist_ok=True)
-    found = earlier_record(RESULTS / "structured_layers.json", about)
-    layers = found.setdefault("layers", {})
-    return (
-        found
-        if all(set(row) == FIGURES for size in layers.values() for row in size.values())
-        else {**about, "layers": {}}
-    )
+    try:
+        records = json.loads((RESULTS / "structured_layers.json").read_text(encoding="utf-8"))["machines"]
+    except (OSError, ValueError, KeyError):
+        records = []
+    own = next((one for one in records if about.items() <= one.items()), None)
+    if own is None:
+        own = {**about, "layers": {}}
+        records = [*(one for one in records if one["machine"]["processor"] != machine["processor"]), own]
+    return records, own
 
 
 def _layers(in_features: int, out_features: int) -> dict[str, tuple[nn.Module, float]]:
@@ -217,24 +219,26 @@ def _cell(one: dict[str, Any], tokens: str) -> str:
     return f"{one['speedup'][tokens]:.2f}x ({one['milliseconds'][tokens]:.3f} ms, {one['gigaflops'][tokens]:.0f})"
 
 
-def _page(record: dict[str, Any]) -> str:
-    machine = record["machine"]
+def _page(records: list[dict[str, Any]]) -> str:
     lines = [
         "# Structured linear layers",
         "",
-        f"{machine['processor']}; {machine['threads']} thread; ONNX Runtime {record['onnxruntime']}, float32. Speed "
-        "over the dense layer (milliseconds, thousand million FLOPs a second), all layers in turn; FLOPs as a part of "
-        "the dense layer's. Block-diagonal factors ship as `blocks`, from 8 even blocks on as `batched`.",
+        "Speed over the dense layer (milliseconds, thousand million FLOPs a second) in float32, all layers in turn; "
+        "FLOPs as a part of its own. Block-diagonal factors ship as `blocks`, from 8 even blocks on as `batched`.",
     ]
-    for size, figures in record["layers"].items():
-        lines += [
-            "",
-            f"## {size}",
-            "",
-            "| layer | FLOPs | 1 token | 128 tokens | 1,024 tokens |",
-            "|---|---|---|---|---|",
-        ]
-        lines += [f"| {' | '.join(row)} |" for row in _rows(figures)]
+    for record in records:
+        machine = record["machine"]
+        where = f"{machine['processor']}; {machine['threads']} thread; ONNX Runtime {record['onnxruntime']}"
+        lines += ["", f"## {where}"]
+        for size, figures in record["layers"].items():
+            lines += [
+                "",
+                f"### {size}",
+                "",
+                "| layer | FLOPs | 1 token | 128 tokens | 1,024 tokens |",
+                "|---|---|---|---|---|",
+            ]
+            lines += [f"| {' | '.join(row)} |" for row in _rows(figures)]
     return "\n".join(lines) + "\n"
 
 
