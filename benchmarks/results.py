@@ -32,6 +32,21 @@ def earlier_record(path: Path, about: dict[str, Any]) -> dict[str, Any]:
     return found if all(found.get(key) == value for key, value in about.items()) else dict(about)
 
 
+def records_by_machine(path: Path, about: dict[str, Any]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """The records in a file of results, one a machine, and among them that of the machine that `about` tells of.
+
+    It is empty but for `about` where that differs in anything from what stood there.
+    """
+    path.parent.mkdir(exist_ok=True)
+    records: list[dict[str, Any]] = earlier_record(path, {}).get("machines", [])
+    own = next((one for one in records if about.items() <= one.items()), None)
+    if own is None:
+        own = dict(about)
+        others = [one for one in records if one["machine"]["processor"] != about["machine"]["processor"]]
+        records = [*others, own]
+    return records, own
+
+
 def markdown(title: str, machine: dict[str, Any], headings: list[str], rows: list[list[str]]) -> str:
     """A page with one table of latencies."""
     lines = [_markdown_row(headings), _markdown_row(["---"] * len(headings)), *map(_markdown_row, rows)]

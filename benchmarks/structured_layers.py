@@ -32,6 +32,7 @@ import numpy as np
 import onnxruntime
 import torch
 from minilm_int8 import processor
+from results import records_by_machine
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
@@ -59,7 +60,10 @@ def main() -> None:
     os.environ["OMP_NUM_THREADS"] = "1"
     arguments = _arguments()
     console = Console()
-    records, record = _earlier()
+    machine = {"processor": processor(), "threads": 1, "python": platform.python_version()}
+    file = RESULTS / "structured_layers.json"
+    records, record = records_by_machine(file, {"machine": machine, "onnxruntime": onnxruntime.__version__})
+    sizes = record.setdefault("layers", {})
     for size in arguments.sizes:
         in_features, out_features = map(int, size.split("x"))
         layers = _layers(in_features, out_features)
@@ -82,26 +86,9 @@ def main() -> None:
             for name, (_, share) in layers.items()
         }
         console.print(_table(size, figures))
-        record["layers"][size] = figures
-        written = json.dumps({"machines": records}, indent=1) + "\n"
-        (RESULTS / "structured_layers.json").write_text(written, encoding="utf-8")
+        sizes[size] = figures
+        file.write_text(json.dumps({"machines": records}, indent=1) + "\n", encoding="utf-8")
         (RESULTS / "structured_layers.md").write_text(_page(records), encoding="utf-8")
-
-
-def _earlier() -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """What stands in benchmarks/results/, a record a machine, and that of this one."""
-    machine = {"processor": processor(), "threads": 1, "python": platform.python_version()}
-    about = {"machine": machine, "onnxruntime": onnxruntime.__version__}
-    RESULTS.mkdir(exist_ok=True)
-    try:
-        records = json.loads((RESULTS / "structured_layers.json").read_text(encoding="utf-8"))["machines"]
-    except (OSError, ValueError, KeyError):
-        records = []
-    own = next((one for one in records if about.items() <= one.items()), None)
-    if own is None:
-        own = {**about, "layers": {}}
-        records = [*(one for one in records if one["machine"]["processor"] != machine["processor"]), own]
-    return records, own
 
 
 def _layers(in_features: int, out_features: int) -> dict[str, tuple[nn.Module, float]]:

@@ -9,8 +9,8 @@ of one text of 128 tokens. Layers are lowered by the product's own backend. Ever
 formats in turn; a figure is the median over rounds of float32 seconds over its own of the same round, and beside it
 stand the bytes of the file as a part of float32's. `runs` is the kernel that a session has after its own optimizations.
 
-The tables go to the terminal and to benchmarks/results/, where what a run leaves out stays as it was measured on a
-machine like this one; a run with --formats writes nothing.
+The tables go to the terminal and to benchmarks/results/, beside those of other machines; what a run leaves out stays as
+it was measured on a machine like this one; a run with --formats writes nothing.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from typing import Any
 import onnxruntime
 import torch
 from minilm_int8 import packaged_checkpoint, processor
-from results import earlier_record
+from results import records_by_machine
 from rich.console import Console
 from rich.table import Table
 from texts import token_row
@@ -90,7 +90,7 @@ def main() -> None:
     formats = {name: text for name, text in FORMATS.items() if arguments.formats is None or name in arguments.formats}
     machine = {"processor": processor(), "threads": 1, "python": platform.python_version()}
     file = RESULTS / "weight_formats.json"
-    record = earlier_record(file, {"machine": machine, "onnxruntime": onnxruntime.__version__})
+    records, record = records_by_machine(file, {"machine": machine, "onnxruntime": onnxruntime.__version__})
     layers = record.setdefault("layers", {})
     console = Console()
     for size in arguments.sizes if arguments.layers else ():
@@ -100,9 +100,8 @@ def main() -> None:
         record["model"] = _model_figures(formats, arguments.rounds)
         console.print(_table("all-MiniLM-L6-v2", _model_rows(record["model"]), MODEL_COLUMNS))
     if arguments.formats is None:
-        RESULTS.mkdir(exist_ok=True)
-        file.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-        (RESULTS / "weight_formats.md").write_text(_page(record), encoding="utf-8")
+        file.write_text(json.dumps({"machines": records}, indent=1) + "\n", encoding="utf-8")
+        (RESULTS / "weight_formats.md").write_text(_page(records), encoding="utf-8")
 
 
 class _Dense(nn.Module):
@@ -231,19 +230,21 @@ def _table(title: str, rows: Sequence[Sequence[str]], columns: Sequence[str]) ->
     return table
 
 
-def _page(record: dict[str, Any]) -> str:
-    machine = record["machine"]
+def _page(records: list[dict[str, Any]]) -> str:
     lines = [
         "# Weight formats",
         "",
-        f"{machine['processor']}; {machine['threads']} thread; ONNX Runtime {record['onnxruntime']}. Speed over "
-        "float32 (milliseconds), all formats in turn; bytes of the file as a part of float32's; `runs` are the "
-        "kernels of a session. Formats that run MatMul are simulated: smaller files, float32 products.",
+        "Speed over float32 (milliseconds), all formats in turn; bytes of the file as a part of float32's; `runs` are "
+        "the kernels of a session. Formats that run MatMul are simulated: smaller files, float32 products.",
     ]
-    if "model" in record:
-        lines += ["", "## all-MiniLM-L6-v2", "", *_page_table(MODEL_COLUMNS, _model_rows(record["model"]))]
-    for size, figures in record["layers"].items():
-        lines += ["", f"## A layer of {size}", "", *_page_table(LAYER_COLUMNS, _layer_rows(figures))]
+    for record in records:
+        machine = record["machine"]
+        where = f"{machine['processor']}; {machine['threads']} thread; ONNX Runtime {record['onnxruntime']}"
+        lines += ["", f"## {where}"]
+        if "model" in record:
+            lines += ["", "### all-MiniLM-L6-v2", "", *_page_table(MODEL_COLUMNS, _model_rows(record["model"]))]
+        for size, figures in record["layers"].items():
+            lines += ["", f"### A layer of {size}", "", *_page_table(LAYER_COLUMNS, _layer_rows(figures))]
     return "\n".join(lines) + "\n"
 
 
