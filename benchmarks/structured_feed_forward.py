@@ -22,7 +22,6 @@ import json
 import os
 import platform
 import re
-import statistics
 import subprocess
 import sys
 import time
@@ -33,15 +32,13 @@ from typing import Any
 
 import numpy as np
 from contender_worker import open_artifact, open_torch
+from decoding_gain import decoding_gain
 from held_out_text import TextFolder, held_out_windows
 from measurement import fidelity, weight_counts
 from minilm_int8 import packaged_checkpoint, processor
 from quality_figures import SideFigures, add_window, artifact_logits, transformers_logits
 from rich.console import Console
 from texts import encode, held_out_texts
-
-from compiler.evidence.turns import alternating_seconds
-from compiler.runtime.generation.decoder import Decoder
 
 RESULTS = Path(__file__).resolve().parent / "results"
 EXACT = "canonicalize,fuse"
@@ -123,7 +120,8 @@ def _missing(
     if row.kind != DENSE and known.get("quality", {}).get("tokens", 0) < arguments.tokens:
         yield "quality", _perplexity(folder, documents, arguments)
     if row.kind != DENSE and arguments.speed and "speed" not in known:
-        yield "speed", _speed(folder, arguments.artifacts / Row(row.model, DENSE).folder_name, arguments)
+        dense = arguments.artifacts / Row(row.model, DENSE).folder_name
+        yield "speed", decoding_gain(folder, dense, WINDOW, DECODED, arguments.threads, arguments.rounds)
 
 
 def _compile(row: Row, folder: Path, data: Path, arguments: argparse.Namespace) -> float:
@@ -172,30 +170,6 @@ def _sentences(folder: Path, threads: int) -> dict[str, float]:
     reference, found = open_torch(checkpoint, threads)[0], open_artifact(folder, threads)[0]
     rows = [np.concatenate([np.asarray(run(one)) for one in inputs]).astype(np.float64) for run in (reference, found)]
     return {name: round(float(value), 5) for name, value in fidelity(*rows).items()}
-
-
-def _speed(folder: Path, dense: Path, arguments: argparse.Namespace) -> dict[str, float]:
-    """Tokens a second of a prompt and of what follows it, and how much more that is than of the dense model."""
-    decoders = {name: Decoder.open(path, 1, arguments.threads) for name, path in (("ours", folder), (DENSE, dense))}
-    prompt = np.random.default_rng(0).integers(0, 1000, WINDOW).tolist()
-
-    def read(decoder: Decoder) -> None:
-        decoder.clear(0)
-        decoder.prefill(0, prompt)
-
-    def decode(decoder: Decoder) -> None:
-        decoder.take_back(0, WINDOW)
-        for _ in range(DECODED):
-            decoder.decode([1])
-
-    found = {}
-    for name, call, count in (("prefill", read, WINDOW), ("decode", decode, DECODED)):
-        calls = {side: (lambda one=decoder, call=call: call(one)) for side, decoder in decoders.items()}
-        seconds = alternating_seconds(calls, arguments.rounds)
-        gains = [dense / ours for dense, ours in zip(seconds[DENSE], seconds["ours"], strict=True)]
-        found[f"{name}_tokens_per_second"] = round(count / statistics.median(seconds["ours"]), 1)
-        found[f"{name}_gain"] = round(statistics.median(gains), 3)
-    return found
 
 
 def _rows(arguments: argparse.Namespace) -> Iterator[Row]:

@@ -1,13 +1,16 @@
 """Weight formats in ONNX Runtime: bytes, fidelity and speed of each, on all-MiniLM-L6-v2 and on single layers.
 
     python benchmarks/weight_formats.py [--rounds 9] [--sizes 576x1536 ...] [--formats int4 mxfp4 ...]
-                                        [--no-model] [--no-layers]
+                                        [--no-model] [--no-layers] [--decode FLOAT32 ARTIFACT ...]
 
 A model is compiled once a format, with compensated rounding; formats without a kernel are simulated. Its fidelity is
 the mean and the least cosine to torch float32 on the sentences that ship and that no pass has seen; its latency is that
 of one text of 128 tokens. Layers are lowered by the product's own backend. Everything is timed by one thread, all
 formats in turn; a figure is the median over rounds of float32 seconds over its own of the same round, and beside it
 stand the bytes of the file as a part of float32's. `runs` is the kernel that a session has after its own optimizations.
+
+--decode takes artifacts of one language model, the first one in float32: each reads a prompt of 512 tokens and writes
+32 after it, in turns with the first. Rows have the names of their folders.
 
 The tables go to the terminal and to benchmarks/results/, beside those of other machines; what a run leaves out stays as
 it was measured on a machine like this one; a run with --formats writes nothing.
@@ -29,6 +32,7 @@ from typing import Any
 
 import onnxruntime
 import torch
+from decoding_gain import decoding_gain
 from minilm_int8 import packaged_checkpoint, processor
 from results import records_by_machine
 from rich.console import Console
@@ -71,6 +75,7 @@ FORMATS = {
 TOKENS = (1, 128, 1024)
 SIZES = ("576x1536", "2048x8192")
 """Inputs by outputs: a feed-forward layer of SmolLM2-135M, and a layer of a larger model."""
+PROMPT, WRITTEN = 512, 32
 KERNELS = (
     "MatMulNBits",
     "DynamicQuantizeMatMul",
@@ -99,6 +104,9 @@ def main() -> None:
     if arguments.model:
         record["model"] = _model_figures(formats, arguments.rounds)
         console.print(_table("all-MiniLM-L6-v2", _model_rows(record["model"]), MODEL_COLUMNS))
+    if arguments.decode:
+        record["decode"] = _decode_figures(arguments.decode, arguments.rounds)
+        console.print(_table("decoding", _decode_rows(record["decode"]), DECODE_COLUMNS))
     if arguments.formats is None:
         file.write_text(json.dumps({"machines": records}, indent=1) + "\n", encoding="utf-8")
         (RESULTS / "weight_formats.md").write_text(_page(records), encoding="utf-8")
@@ -171,6 +179,16 @@ def _model_figures(formats: dict[str, str], rounds: int) -> dict[str, Any]:
     return figures
 
 
+def _decode_figures(folders: Sequence[Path], rounds: int) -> dict[str, Any]:
+    """Bytes and tokens a second of artifacts, beside those of the first one."""
+    found = {}
+    for folder in folders:
+        size = sum(path.stat().st_size for path in folder.glob("model.*"))
+        gains = decoding_gain(folder, folders[0], PROMPT, WRITTEN, 1, rounds) if folder != folders[0] else {}
+        found[folder.name] = {"bytes": size, **gains}
+    return found
+
+
 def _session_call(path: Path, ids: Any) -> Callable[[], Any]:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
@@ -191,6 +209,7 @@ def _gain(seconds: dict[str, list[float]], name: str) -> float:
 
 
 LAYER_COLUMNS = ("format", "bytes", *(f"{tokens:,} tokens" for tokens in TOKENS), "runs")
+DECODE_COLUMNS = ("artifact", "MB", "bytes", "prefill", "decode")
 MODEL_COLUMNS = ("format", "MB", "bytes", "mean cosine", "least", "128 tokens", "runs")
 
 
@@ -223,6 +242,19 @@ def _model_rows(figures: dict[str, Any]) -> list[list[str]]:
     ]
 
 
+def _decode_rows(figures: dict[str, Any]) -> list[list[str]]:
+    whole = next(iter(figures.values()))["bytes"]
+    return [
+        [name, f"{one['bytes'] / 1e6:.1f}", f"{one['bytes'] / whole:.3f}", _rate(one, "prefill"), _rate(one, "decode")]
+        for name, one in figures.items()
+    ]
+
+
+def _rate(figures: dict[str, Any], step: str) -> str:
+    gain = figures.get(f"{step}_gain")
+    return "1.00x" if gain is None else f"{gain:.2f}x ({figures[f'{step}_tokens_per_second']:.1f} a second)"
+
+
 def _table(title: str, rows: Sequence[Sequence[str]], columns: Sequence[str]) -> Table:
     table = Table(*columns, title=title)
     for row in rows:
@@ -243,6 +275,9 @@ def _page(records: list[dict[str, Any]]) -> str:
         lines += ["", f"## {where}"]
         if "model" in record:
             lines += ["", "### all-MiniLM-L6-v2", "", *_page_table(MODEL_COLUMNS, _model_rows(record["model"]))]
+        if "decode" in record:
+            about = f"A language model, {PROMPT} tokens read and {WRITTEN} written after them"
+            lines += ["", f"### {about}", "", *_page_table(DECODE_COLUMNS, _decode_rows(record["decode"]))]
         for size, figures in record["layers"].items():
             lines += ["", f"### A layer of {size}", "", *_page_table(LAYER_COLUMNS, _layer_rows(figures))]
     return "\n".join(lines) + "\n"
@@ -257,6 +292,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--sizes", nargs="*", default=SIZES, metavar="INxOUT")
     parser.add_argument("--formats", nargs="+", choices=FORMATS, help="rows of the tables; all if left out")
+    parser.add_argument("--decode", nargs="+", type=Path, metavar="FOLDER", help="artifacts, float32 first")
     parser.add_argument("--no-model", dest="model", action="store_false", help="measure layers alone")
     parser.add_argument("--no-layers", dest="layers", action="store_false", help="measure the model alone")
     return parser.parse_args()
