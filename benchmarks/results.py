@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,19 @@ def records_by_machine(path: Path, about: dict[str, Any]) -> tuple[list[dict[str
         others = [one for one in records if one["machine"]["processor"] != about["machine"]["processor"]]
         records = [*others, own]
     return records, own
+
+
+def write_by_machine(
+    file: Path, records: list[dict[str, Any]], title: str, about: str, sections: Callable[[dict[str, Any]], list[str]]
+) -> None:
+    """Write `records` to `file`, and a page beside it: `about`, and the lines of each record's sections."""
+    lines = [f"# {title}", "", about]
+    for record in records:
+        machine = record["machine"]
+        where = f"{machine['processor']}; {machine['threads']} thread; ONNX Runtime {record['onnxruntime']}"
+        lines += ["", f"## {where}", *sections(record)]
+    file.write_text(json.dumps({"machines": records}, indent=1) + "\n", encoding="utf-8")
+    file.with_suffix(".md").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def markdown(title: str, machine: dict[str, Any], headings: list[str], rows: list[list[str]]) -> str:

@@ -19,7 +19,6 @@ replaces itself there.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import platform
 import statistics
@@ -32,7 +31,7 @@ import numpy as np
 import onnxruntime
 import torch
 from minilm_int8 import processor
-from results import records_by_machine
+from results import records_by_machine, write_by_machine
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
@@ -53,6 +52,10 @@ SIZES = ("576x1536", "1536x576", "2048x8192")
 RATIOS = (0.75, 0.5, 0.25)
 KINDS: tuple[tuple[Kind, int], ...] = (("low-rank", 1), ("block-dense", 4), ("monarch", 4), ("monarch", 8))
 BLOCKS = (2, 4, 8, 16)
+ABOUT = (
+    "Speed over the dense layer (milliseconds, thousand million FLOPs a second) in float32, all layers in turn; FLOPs "
+    "as a part of its own. Block-diagonal factors ship as `blocks`, from 8 even blocks on as `batched`."
+)
 
 
 def main() -> None:
@@ -87,8 +90,7 @@ def main() -> None:
         }
         console.print(_table(size, figures))
         sizes[size] = figures
-        file.write_text(json.dumps({"machines": records}, indent=1) + "\n", encoding="utf-8")
-        (RESULTS / "structured_layers.md").write_text(_page(records), encoding="utf-8")
+        write_by_machine(file, records, "Structured linear layers", ABOUT, _sections)
 
 
 def _layers(in_features: int, out_features: int) -> dict[str, tuple[nn.Module, float]]:
@@ -206,27 +208,18 @@ def _cell(one: dict[str, Any], tokens: str) -> str:
     return f"{one['speedup'][tokens]:.2f}x ({one['milliseconds'][tokens]:.3f} ms, {one['gigaflops'][tokens]:.0f})"
 
 
-def _page(records: list[dict[str, Any]]) -> str:
-    lines = [
-        "# Structured linear layers",
-        "",
-        "Speed over the dense layer (milliseconds, thousand million FLOPs a second) in float32, all layers in turn; "
-        "FLOPs as a part of its own. Block-diagonal factors ship as `blocks`, from 8 even blocks on as `batched`.",
-    ]
-    for record in records:
-        machine = record["machine"]
-        where = f"{machine['processor']}; {machine['threads']} thread; ONNX Runtime {record['onnxruntime']}"
-        lines += ["", f"## {where}"]
-        for size, figures in record["layers"].items():
-            lines += [
-                "",
-                f"### {size}",
-                "",
-                "| layer | FLOPs | 1 token | 128 tokens | 1,024 tokens |",
-                "|---|---|---|---|---|",
-            ]
-            lines += [f"| {' | '.join(row)} |" for row in _rows(figures)]
-    return "\n".join(lines) + "\n"
+def _sections(record: dict[str, Any]) -> list[str]:
+    lines = []
+    for size, figures in record["layers"].items():
+        lines += [
+            "",
+            f"### {size}",
+            "",
+            "| layer | FLOPs | 1 token | 128 tokens | 1,024 tokens |",
+            "|---|---|---|---|---|",
+        ]
+        lines += [f"| {' | '.join(row)} |" for row in _rows(figures)]
+    return lines
 
 
 def _arguments() -> argparse.Namespace:

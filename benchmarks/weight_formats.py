@@ -19,7 +19,6 @@ it was measured on a machine like this one; a run with --formats writes nothing.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import platform
 import statistics
@@ -34,7 +33,7 @@ import onnxruntime
 import torch
 from decoding_gain import decoding_gain
 from minilm_int8 import packaged_checkpoint, processor
-from results import records_by_machine
+from results import records_by_machine, write_by_machine
 from rich.console import Console
 from rich.table import Table
 from texts import token_row
@@ -76,6 +75,10 @@ TOKENS = (1, 128, 1024)
 SIZES = ("576x1536", "2048x8192")
 """Inputs by outputs: a feed-forward layer of SmolLM2-135M, and a layer of a larger model."""
 PROMPT, WRITTEN = 512, 32
+ABOUT = (
+    "Speed over float32 (milliseconds), all formats in turn; bytes of the file as a part of float32's; `runs` are the "
+    "kernels of a session. Formats that run MatMul are simulated: smaller files, float32 products."
+)
 KERNELS = (
     "MatMulNBits",
     "DynamicQuantizeMatMul",
@@ -108,8 +111,7 @@ def main() -> None:
         record["decode"] = _decode_figures(arguments.decode, arguments.rounds)
         console.print(_table("decoding", _decode_rows(record["decode"]), DECODE_COLUMNS))
     if arguments.formats is None:
-        file.write_text(json.dumps({"machines": records}, indent=1) + "\n", encoding="utf-8")
-        (RESULTS / "weight_formats.md").write_text(_page(records), encoding="utf-8")
+        write_by_machine(file, records, "Weight formats", ABOUT, _sections)
 
 
 class _Dense(nn.Module):
@@ -262,25 +264,16 @@ def _table(title: str, rows: Sequence[Sequence[str]], columns: Sequence[str]) ->
     return table
 
 
-def _page(records: list[dict[str, Any]]) -> str:
-    lines = [
-        "# Weight formats",
-        "",
-        "Speed over float32 (milliseconds), all formats in turn; bytes of the file as a part of float32's; `runs` are "
-        "the kernels of a session. Formats that run MatMul are simulated: smaller files, float32 products.",
-    ]
-    for record in records:
-        machine = record["machine"]
-        where = f"{machine['processor']}; {machine['threads']} thread; ONNX Runtime {record['onnxruntime']}"
-        lines += ["", f"## {where}"]
-        if "model" in record:
-            lines += ["", "### all-MiniLM-L6-v2", "", *_page_table(MODEL_COLUMNS, _model_rows(record["model"]))]
-        if "decode" in record:
-            about = f"A language model, {PROMPT} tokens read and {WRITTEN} written after them"
-            lines += ["", f"### {about}", "", *_page_table(DECODE_COLUMNS, _decode_rows(record["decode"]))]
-        for size, figures in record["layers"].items():
-            lines += ["", f"### A layer of {size}", "", *_page_table(LAYER_COLUMNS, _layer_rows(figures))]
-    return "\n".join(lines) + "\n"
+def _sections(record: dict[str, Any]) -> list[str]:
+    lines = []
+    if "model" in record:
+        lines += ["", "### all-MiniLM-L6-v2", "", *_page_table(MODEL_COLUMNS, _model_rows(record["model"]))]
+    if "decode" in record:
+        about = f"A language model, {PROMPT} tokens read and {WRITTEN} written after them"
+        lines += ["", f"### {about}", "", *_page_table(DECODE_COLUMNS, _decode_rows(record["decode"]))]
+    for size, figures in record["layers"].items():
+        lines += ["", f"### A layer of {size}", "", *_page_table(LAYER_COLUMNS, _layer_rows(figures))]
+    return lines
 
 
 def _page_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
