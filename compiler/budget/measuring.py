@@ -106,7 +106,7 @@ class Measuring:
     def run(self) -> Measured:
         """Every candidate of every place, what stands there already first."""
         found = {place.name: self._originals(place) for place in self.places}
-        known = sum(entry.refused is None for entry in self.kept.entries.values())
+        known = frozenset(self.kept.entries)
         if any(self._wanted(place) for place in self.places):
             self._measure()
         corrections, usual = self._corrections()
@@ -121,7 +121,9 @@ class Measuring:
                         cost = entry.divergence
                     figures = entry.figures.beside(whole)
                     found[place.name].append(Candidate(place, choice, cost, figures, entry.note))
-        return Measured(tuple(self._flat(found)), corrections, known)
+        candidates = tuple(self._flat(found))
+        taken = sum(one.choice is not None and (one.place.name, one.choice.text) in known for one in candidates)
+        return Measured(candidates, corrections, taken)
 
     def _flat(self, found: Mapping[str, Sequence[Candidate]]) -> list[Candidate]:
         return [one for place in self.places for one in found[place.name]]

@@ -89,8 +89,8 @@ class SiteRanking:
 
 
 def share_count(share: float, site_count: int) -> int:
-    """How many of `site_count` sites a share of them is: the nearest number, halves up, and at least one."""
-    return max(1, math.floor(share * site_count + 0.5 + 1e-9))
+    """How many of `site_count` sites a share of them is: the nearest number, halves down, and at least one."""
+    return max(1, math.ceil(share * site_count - 0.5 - 1e-9))
 
 
 def costs_from_json(values: Sequence[Mapping[str, Any]]) -> dict[str, SiteCost]:

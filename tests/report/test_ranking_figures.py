@@ -79,5 +79,5 @@ def test_what_is_broken_comes_last_and_equals_keep_their_order() -> None:
 
 
 def test_a_share_is_the_nearest_number_and_never_nothing() -> None:
-    assert [share_count(0.75, count) for count in (30, 4, 3, 1)] == [23, 3, 2, 1]
+    assert [share_count(0.75, count) for count in (30, 4, 3, 1)] == [22, 3, 2, 1]
     assert [share_count(share, 30) for share in (0.5, 0.9, 1.0, 0.01)] == [15, 27, 30, 1]
