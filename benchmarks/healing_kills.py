@@ -4,8 +4,8 @@
 
 The command heals all-MiniLM-L6-v2 with half its attention as hybrids; SIGKILL comes in each of `--kills` equal parts of
 the budget at a random moment. After each kill: the seconds since anything but the clock was kept (work that has to be
-done again), and since the clock was (time that the budget does not count). Memory is resident memory above what the
-process held before it began to heal, against `memory=`. Writes results/healing_kills.json and .md.
+done again), and since the clock was (time that the budget does not count). Memory is resident memory while it heals,
+above what the process held before, against `memory=`. Writes results/healing_kills.json and .md.
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ class Run:
     """One process: when it said that it heals, how far it was, what it took. Bytes are of resident memory."""
 
     healing_began: float | None = None
+    healing_ended: bool = False
     share: float = 0.0
     before_bytes: int = 0
     peak_bytes: int = 0
@@ -128,9 +129,10 @@ def watch(process: subprocess.Popen[str], kill_at: float | None = None) -> Run:
     def sample() -> None:
         while not done.is_set():
             resident, _ = memory_of(process.pid)
-            run.peak_bytes = max(run.peak_bytes, resident)
             if run.healing_began is None:
                 run.before_bytes = resident or run.before_bytes
+            elif not run.healing_ended:
+                run.peak_bytes = max(run.peak_bytes, resident)
             time.sleep(SECONDS_BETWEEN)
 
     sampler = threading.Thread(target=sample)
@@ -142,6 +144,8 @@ def watch(process: subprocess.Popen[str], kill_at: float | None = None) -> Run:
             if run.healing_began is None and ": healing" in line:
                 run.healing_began = time.time()
                 run.peak_bytes = run.before_bytes
+            elif run.healing_began is not None and "healing" not in line:
+                run.healing_ended = True
             if told := re.search(r"\] (\d+)%", line):
                 run.share = int(told[1]) / 100
             if kill_at is not None and run.share >= kill_at:
@@ -211,7 +215,7 @@ def markdown(result: dict[str, Any]) -> str:
             for name, one in ((f"killed {len(result['kills'])} times", killed), ("unkilled", whole))
         ),
         "",
-        f"Resident memory above that before healing: at most {result['peak_healing_mb']:.0f} MB.",
+        f"Resident memory while it heals, above that before: at most {result['peak_healing_mb']:.0f} MB.",
     ]
     return "\n".join(lines) + "\n"
 

@@ -19,8 +19,6 @@ from compiler.healing.text_pieces import REPEATED_EVERY, Batch, with_repeated_sp
 from compiler.healing.wall_time import WallTime
 
 TOKENS_A_STEP = 512
-REMEMBERED_BYTES = 2**28
-"""What the teacher gave for batches that come again, in all."""
 MOST_PIECES = 4
 """Batches a step, where windows are short."""
 
@@ -30,7 +28,8 @@ class Lesson:
     """A student, its teacher, and what they are compared on.
 
     `complete` makes the Program's inputs of a batch; `row_mask` says which rows of an output are no padding; `tokens`
-    is the position of the token ids among the inputs of a language model, None of another.
+    is the position of the token ids among the inputs of a language model, None of another. What the teacher gave for
+    batches that come again is remembered, up to `most_remembered` bytes in all.
     """
 
     teacher: fx.GraphModule
@@ -39,17 +38,18 @@ class Lesson:
     complete: Callable[[Batch], tuple[Tensor, ...]]
     row_mask: Callable[[Batch, Tensor], Tensor | None]
     tokens: int | None
+    most_remembered: int
     remembered: dict[int, tuple[Batch, Tensor]] = field(default_factory=dict)
 
     def loss(self, batch: Batch, *, comes_again: bool = False) -> Tensor:
-        """Of the student on one batch. What the teacher gives for one that `comes_again` is remembered."""
+        """Of the student on one batch, which `comes_again` or not."""
         inputs = self.complete(batch)
         _, wanted = self.remembered.get(id(batch), (batch, None))
         if wanted is None:
             with torch.no_grad():
                 (wanted,) = self.teacher(*inputs)
             held = sum(one.nbytes for _, one in self.remembered.values())
-            if comes_again and held + wanted.nbytes <= REMEMBERED_BYTES:
+            if comes_again and held + wanted.nbytes <= self.most_remembered:
                 self.remembered[id(batch)] = batch, wanted
         (found,) = self.student(*inputs)
         return self.objective.loss(found, wanted, self.row_mask(batch, found))

@@ -22,13 +22,14 @@ from compiler.healing.options import MEGABYTE
 from compiler.healing.plan import Healed, HealingPlan, Patient
 from compiler.healing.progress import Progress
 from compiler.healing.record import HealedSite, HealingRecord
-from compiler.healing.resources import MOST_HALVINGS, fits, half_is_faster
+from compiler.healing.resources import REMEMBERED_SHARE, half_is_faster, halvings_that_fit
 from compiler.healing.site_distillation import SiteData, StandIn, distil_site
 from compiler.healing.site_views import SiteView, site_view
 from compiler.healing.text_pieces import Batch, halved
 from compiler.healing.wall_time import WallTime
 from compiler.healing.work_folder import Form, WorkFolder, work_folder
 from compiler.kept_work import held_folder
+from compiler.runtime.free_memory import return_free_memory
 
 if TYPE_CHECKING:
     from compiler.program import Program
@@ -124,6 +125,7 @@ class _Healing:
         first = _values(self.learners)
         began = self.wall.spent
         self.wall.keep()
+        return_free_memory()
         finished = all(self.work.site(index).is_file() for index in self.alone)
         data = None if finished else self._capture(views, whole)
         captured = self.wall.spent
@@ -164,13 +166,10 @@ class _Healing:
 
     def _measured_form(self, lesson: Lesson, *, half: bool) -> Form:
         """How far batches have to be cut, and how many may judge; this leaves the batches as they are."""
-        parts, halvings = self.parts, 0
-        while halvings < MOST_HALVINGS and not fits(lesson, self.parts.training[0], self.options.memory):
-            before = self.parts.training[0][0].shape
+        parts = self.parts
+        halvings = halvings_that_fit(lesson, parts.training[0], self.options.memory)
+        for _ in range(halvings):
             self._halve()
-            if self.parts.training[0][0].shape == before:
-                break
-            halvings += 1
         began = self.wall.spent
         lesson.judged(self.parts.held_out[:1])
         affordable = JUDGE_SHARE * self.options.seconds / max(self.wall.spent - began, 1e-6)
@@ -191,7 +190,8 @@ class _Healing:
         student = frozen_graph(self.student, forms, changes)
         objective = cut_graphs(self.teacher, teacher, student)
         complete, row_mask = self.teacher.complete, self.context.data.row_mask
-        return Lesson(teacher, student, objective, complete, row_mask, self.tokens), views
+        remembered = int(REMEMBERED_SHARE * self.options.memory * MEGABYTE)
+        return Lesson(teacher, student, objective, complete, row_mask, self.tokens, remembered), views
 
     def _capture(self, views: Mapping[int, SiteView], teacher: fx.GraphModule) -> SiteData:
         """Run the teacher on as many batches as disk and time allow: at first some to judge by, then some to learn."""
@@ -209,6 +209,7 @@ class _Healing:
             self.progress.say(f"running the teacher, batch {index + 1}")
             total += activations.capture(index, self.teacher.complete(batch))
             count += 1
+        return_free_memory()
 
         def inputs(index: int) -> Mapping[str, Tensor]:
             return dict(zip(placeholders, self.teacher.complete(batches[index]), strict=True))
@@ -232,6 +233,7 @@ class _Healing:
             file = self.work.site(index)
             found.append(distil_site(stand_in, data, file, seconds, self.wall, self.interruption, report))
             self.wall.keep()
+            return_free_memory()
         return tuple(found)
 
     def _heal_together(self, lesson: Lesson, start: float) -> Course:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from compiler.runtime.generation.free_memory import return_free_memory
+from compiler.runtime.free_memory import return_free_memory
 
 SIZE = 2**22
 

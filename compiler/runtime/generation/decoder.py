@@ -15,7 +15,7 @@ import numpy as np
 
 from compiler.errors import CompilerError
 from compiler.runtime.engines import first_line, open_engine
-from compiler.runtime.generation.free_memory import return_free_memory
+from compiler.runtime.free_memory import return_free_memory
 from compiler.runtime.generation.state_buffers import Array, StateBuffers
 from compiler.runtime.integrity import require_files
 from compiler.runtime.manifest import GenerationRecord, Manifest, read_manifest
