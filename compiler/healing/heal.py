@@ -167,7 +167,8 @@ class _Healing:
     def _measured_form(self, lesson: Lesson, *, half: bool) -> Form:
         """How far batches have to be cut, and how many may judge; this leaves the batches as they are."""
         parts = self.parts
-        halvings = halvings_that_fit(lesson, parts.training[0], self.options.memory)
+        largest = max(parts.training, key=lambda batch: sum(one.numel() for one in batch))
+        halvings = halvings_that_fit(lesson, largest, self.options.memory)
         for _ in range(halvings):
             self._halve()
         began = self.wall.spent
