@@ -26,10 +26,9 @@ if TYPE_CHECKING:
     from compiler.sites import Site
 
 TEXT, REPEATED = "text", "repeated text"
-REPEATED_AFTER = 0.75
+REPEATED_AFTER = 0.5
 """As a share of what a router reads, so that it sees the repetition begin."""
-MOST_TEXTS, MOST_REPEATED = 32, 16
-"""Text varies more than what repeats itself."""
+MOST_TEXTS = 32
 DRAWS = 2
 """How many times each probe draws its sequences."""
 
@@ -58,7 +57,7 @@ def language_contexts(program: Program, context: PassContext, reach: int, first:
     """
     texts = [tokens for tokens in _texts(program, context) if len(tokens) > first][:MOST_TEXTS]
     found = [Context(TEXT, tokens, torch.arange(len(tokens))) for tokens in texts]
-    for tokens in texts[:MOST_REPEATED]:
+    for tokens in texts:
         span = tokens[: max(1, int(first * REPEATED_AFTER))]
         repeated = span.repeat(-(-len(tokens) // len(span)))[: len(tokens)]
         found.append(Context(REPEATED, repeated, torch.arange(len(span), len(tokens))))

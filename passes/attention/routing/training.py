@@ -1,8 +1,7 @@
 """Trains the router of one layer: logistic regression on pooled hidden states, the model around it as it was.
 
 Contexts that need full attention and are sent to a window lose what they are about; the other mistake only costs time.
-So after the fit the bias moves until every context that needs full attention, and was learned from, gets it by a
-margin; where scores tell the contexts apart, by no more than leaves the others on their side.
+So after the fit the bias moves until every context that needs full attention, and was learned from, gets it.
 """
 
 from __future__ import annotations
@@ -17,10 +16,8 @@ from torch import Tensor
 from compiler.passes.attention.routing.routed_attention import Router
 
 RIDGE = 1e-3
-MARGIN = 0.5
+MARGIN = 1.0
 """In units of log odds, on the safe side of what was learned from."""
-MARGIN_SHARE = 0.9
-"""The margin is at most this part of a gap between the lowest score of those contexts and the highest of others."""
 HELD_OUT = 3
 """One context in so many is not learned from."""
 STEPS = 100
@@ -89,15 +86,5 @@ def _fitted(seen: Tensor, needs: Tensor) -> Router:
         optimizer.step(loss)  # type: ignore[no-untyped-call]
     with torch.no_grad():
         if bool(needs.any()):
-            scores = x @ weight + bias
-            bias += (_margin(scores, needs) - scores[needs].min()).clamp(min=0)
+            bias += (MARGIN - (x @ weight + bias)[needs].min()).clamp(min=0)
         return Router(weight / spread, bias - (mean / spread) @ weight)
-
-
-def _margin(scores: Tensor, needs: Tensor) -> Tensor:
-    """The score that contexts which need full attention get at least."""
-    most = torch.tensor(MARGIN)
-    if bool(needs.all()):
-        return most
-    gap = scores[needs].min() - scores[~needs].max()
-    return most.minimum(MARGIN_SHARE * gap) if gap > 0 else most

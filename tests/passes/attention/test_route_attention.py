@@ -23,7 +23,7 @@ from compiler.grafting import apply_graft
 from compiler.passes.attention.route_attention import RouteAttention
 from compiler.passes.attention.routing.contexts import REPEATED, TEXT, language_contexts
 from compiler.passes.attention.routing.routed_attention import pooled
-from compiler.passes.attention.routing.training import MARGIN, MARGIN_SHARE, trained_router
+from compiler.passes.attention.routing.training import MARGIN, trained_router
 from compiler.passes.attention.sliding_window import SlidingWindow
 from compiler.pipeline import Pipeline
 from compiler.program import Program
@@ -184,28 +184,14 @@ def test_contexts_that_no_router_tells_apart_keep_attention() -> None:
 
 
 def test_what_was_learned_from_gets_full_attention_where_it_needs_it() -> None:
-    """Where scores overlap the router errs on the safe side."""
+    """However the classes overlap, the router errs on the safe side."""
     generator = torch.Generator().manual_seed(1)
     seen = torch.randn(60, 4, generator=generator)
     needs = torch.rand(60, generator=generator) < seen[:, 0].sigmoid()
     router, _ = trained_router(seen, needs, ["text"] * 60)
     learned = torch.arange(60) % 3 != 2
     scores = (seen @ router.weight + router.bias).detach()
-    assert float(scores[learned & needs].min()) == pytest.approx(MARGIN, abs=1e-3)
-
-
-@pytest.mark.parametrize("apart", [0.2, 8.0])
-def test_where_scores_tell_contexts_apart_no_margin_takes_the_others(apart: float) -> None:
-    needs = torch.arange(60) % 2 == 0
-    steps = torch.linspace(0, 1, 30).repeat_interleave(2)
-    seen = torch.stack([steps + (1 + apart) * needs, steps], 1)
-    router, judged = trained_router(seen, needs, ["text"] * 60)
-    scores = (seen @ router.weight + router.bias).detach()
-    learned = torch.arange(60) % 3 != 2
-    lowest, highest = float(scores[learned & needs].min()), float(scores[learned & ~needs].max())
-    assert lowest >= min(MARGIN, MARGIN_SHARE * (lowest - highest)) - 1e-3
-    assert highest < 0
-    assert (judged.full, judged.near) == (judged.needing, judged.others)
+    assert float(scores[learned & needs].min()) >= MARGIN - 1e-3
 
 
 def test_contexts_are_text_its_repetition_and_recall(program: Program) -> None:
@@ -218,7 +204,7 @@ def test_contexts_are_text_its_repetition_and_recall(program: Program) -> None:
         "copying": 4,
     }
     repeated = next(context for context in contexts if context.kind == REPEATED)
-    span = 3 * FIRST // 4
+    span = FIRST // 2
     assert torch.equal(repeated.tokens[span:], repeated.tokens[:-span])
     assert repeated.places.tolist() == list(range(span, LENGTH))
     assert not language_contexts(program, context_of(), reach=64, first=1000)
