@@ -2,7 +2,7 @@
 
     python benchmarks/routed_attention.py CHECKPOINT full=ARTIFACT routed=ARTIFACT --text FOLDER
                                           [--prompt 4096] [--tokens 32] [--texts 4] [--rounds 3] [--answers 200]
-                                          [--reach 512] [--first 128] [--results FOLDER]
+                                          [--reach 512] [--first 128] [--windows 120] [--results FOLDER]
 
 CHECKPOINT is a transformers folder that both artifacts were compiled from with the documents that are not held out as
 their --data (every eighth document of --text is), the first one being what the others are compared with:
@@ -12,8 +12,9 @@ their --data (every eighth document of --text is), the first one being what the 
 
 A layer call is one layer's attention for one token; it is sparse where the layer is a window or its router chose one
 and the token stands behind the --first ones, which see all. Prompts are prose of held-out documents, and random tokens
-twice. Sides take turns, text by text, and at going first. Tables go to the terminal and to routed_attention.json and
-.md among the results.
+twice. Sides take turns, text by text, and at going first. What routers choose is also taken of --windows windows of
+held-out documents, of which only as many tokens are read as routers ask for. Tables go to the terminal and to
+routed_attention.json and .md among the results.
 """
 
 from __future__ import annotations
@@ -40,6 +41,8 @@ from compiler.registry import Registry
 
 HERE = Path(__file__).resolve().parent
 PROSE, COPIES = "prose", "copies"
+BEHIND = 8
+"""Tokens read behind those that routers read, where only their choice is asked for."""
 PROBES = ("copying", "needle", "associative-recall", "joint-recall")
 COPYING = "copying"
 
@@ -60,6 +63,7 @@ def main() -> None:
         "first": arguments.first,
         "reach": arguments.reach,
         "recipes": {name: _manifest(folder).get("recipe") for name, folder in artifacts.items()},
+        "choices": _chosen(artifacts, arguments, console),
         "recall": _recalled(program, probes, artifacts, arguments, console),
         "texts": _timed(artifacts, _texts(program, probes[COPYING], arguments), arguments, console),
     }
@@ -105,6 +109,26 @@ def _timed(
         console.print(f"{kind}: {len(prompts)} prompts of {len(prompts[0])} tokens measured", markup=False)
     for side in sides:
         side.close()
+    return found
+
+
+def _chosen(artifacts: Mapping[str, Path], arguments: argparse.Namespace, console: Console) -> dict[str, list[float]]:
+    """By side and window of held-out prose: the share of layer calls that would be sparse in a prompt beginning so."""
+    documents = TextFolder.read(arguments.text).held_out
+    length = arguments.first + BEHIND
+    windows = held_out_windows(documents, arguments.checkpoint / "tokenizer.json", length, arguments.windows * length)
+    found: dict[str, list[float]] = {}
+    for name, folder in artifacts.items():
+        side = ContextSide(name, folder, arguments.threads)
+        shares = found[name] = []
+        for window in windows:
+            side.ask({"do": "read", "tokens": window.tolist()})
+            scores = side.ask({"do": "write", "count": 1})["scores"]
+            shares.append(_sparse_share(side.manifest, scores, arguments.prompt, arguments.first))
+        side.close()
+        console.print(
+            f"{name}: {statistics.mean(shares):.3f} of layer calls sparse, {len(shares)} windows", markup=False
+        )
     return found
 
 
@@ -158,6 +182,13 @@ def _page(record: dict[str, Any]) -> str:
         for name, figures in sides.items():
             speeds = [_speed(figures[key], sides[names[0]][key]) for key in ("read", "written")]
             lines += _rows([kind, name, f"{statistics.mean(figures['sparse']) * 100:.1f} %", *speeds], heading=False)
+    count = len(record["choices"][names[0]])
+    lines += ["", f"Sparse layer calls in prompts that begin like {count} windows of held-out documents:", ""]
+    lines += _rows(["side", "mean", "quartiles"])
+    for name, shares in record["choices"].items():
+        lower, _, upper = statistics.quantiles(shares, n=4, method="inclusive")
+        cells = [name, f"{statistics.mean(shares) * 100:.1f} %", f"{lower * 100:.1f} to {upper * 100:.1f} %"]
+        lines += _rows(cells, heading=False)
     lines += ["", f"Recall, {record['reach']} tokens back (of the first side's):", "", *_rows(["probe", *names])]
     for probe, shares in record["recall"].items():
         cells = [f"{share:.3f} ({share / max(shares[names[0]], 1e-9):.3f})" for share in shares.values()]
@@ -200,6 +231,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--answers", type=int, default=200)
     parser.add_argument("--reach", type=int, default=512, help="how many tokens back probes ask")
     parser.add_argument("--first", type=int, default=128, help="tokens that routers read")
+    parser.add_argument("--windows", type=int, default=120, help="of held-out prose, whose routers' choice is taken")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--results", type=Path, default=HERE / "results")
     return parser.parse_args()
