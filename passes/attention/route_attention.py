@@ -8,10 +8,12 @@ After:   score = context_score(hidden); routed_attention(query, key, value, scor
 Shapes:  hidden [batch, tokens, width], query [batch, heads, tokens, head_dim], key and value [batch, kv_heads, ...],
          score [batch]: each row of a batch has its own choice; a batch with both computes both. Padding stands at the
          end.
-Lossy:   contexts that lose less than `loss` nats a token in windows get them. Routers learn from calibration text, from
-         the same text repeated and from recall probes, with the model as it is. The first `context` tokens see all
-         before them and settle the choice for all that follow, so that no token's logits depend on a later one and
-         make-incremental keeps them in whatever pieces a text is read. What begins to recall later is not noticed.
+Lossy:   contexts that lose less than `loss` nats a token in windows get them, unless they are of a kind (repeated text,
+         a recall probe's) that tells fewer answers right by more than a share of `forgotten`. Routers learn from
+         calibration text, from the same text repeated and from recall probes, with the model as it is. The first
+         `context` tokens see all before them and settle the choice for all that follow, so that no token's logits
+         depend on a later one and make-incremental keeps them in whatever pieces a text is read. What begins to recall
+         later is not noticed.
 Refuses: what `sliding-window` refuses; models of no language; attention that is not causal, or has a window already;
          sites where no router tells contexts apart, or where every context needs full attention; contexts that are all
          no longer than what a router reads.
@@ -29,14 +31,13 @@ import torch
 from compiler.evidence.language import is_language_model
 from compiler.hookspecs import hookimpl
 from compiler.mixers.window import WindowedAttention, refuse_window
-from compiler.passes.attention.routing.contexts import Observation, language_contexts, observed
+from compiler.passes.attention.routing.contexts import Observation, language_contexts, needing_all, observed
 from compiler.passes.attention.routing.routed_attention import RoutedAttention
 from compiler.passes.attention.routing.training import trained_router
 from compiler.passes.attention.sliding_window import SlidingWindow
 from compiler.program import Program
 from compiler.rewriting import Graft, Pass, PassContext, Replacement
 from compiler.selection.layer_choice import ChoosesLayers
-from compiler.selection.site_meter import asked_reach
 from compiler.sites import Refusal, Site
 
 LEAST_NEAR = 0.25
@@ -56,6 +57,7 @@ class RouteAttention(ChoosesLayers, Graft):
     window: Annotated[int, "tokens that each token sees in the window, itself included"] = 64
     sinks: Annotated[int, "first tokens of a sequence that every token sees"] = 4
     loss: Annotated[float, "nats a token that a context may lose before it gets all tokens"] = 1.0
+    forgotten: Annotated[float, "share of right answers that recall may lose before it gets all tokens"] = 0.02
     context: Annotated[int, "first tokens of a sequence that routers read, and that see all before them"] = 128
 
     def __post_init__(self) -> None:
@@ -63,6 +65,8 @@ class RouteAttention(ChoosesLayers, Graft):
         SlidingWindow(window=self.window, sinks=self.sinks)
         if not self.loss > 0:
             raise ValueError(f"loss={self.loss}: what a context may lose is above 0")
+        if not 0 <= self.forgotten <= 1:
+            raise ValueError(f"forgotten={self.forgotten}: a share is between 0 and 1")
         if self.context < 1:
             raise ValueError(f"context={self.context}: a router reads a token at least")
 
@@ -93,7 +97,7 @@ class RouteAttention(ChoosesLayers, Graft):
         return refuse_window(site, self.window)
 
     def _observed(self, sites: Sequence[Site], program: Program, context: PassContext) -> list[Observation]:
-        contexts = language_contexts(program, context, asked_reach(self.window), self.context)
+        contexts = language_contexts(program, context, self.window, self.context)
         windows = {site.output: WindowedAttention(site, self.window, self.sinks) for site in sites}
         found = []
         for index, one in enumerate(observed(program, contexts, sites, windows, self.context), 1):
@@ -104,12 +108,13 @@ class RouteAttention(ChoosesLayers, Graft):
     def _routed(self, site: Site, seen: Sequence[Observation]) -> Replacement | Refusal:
         if not seen:
             return Refusal(f"no context is longer than the {self.context} tokens that a router reads", site.output.name)
-        needs = torch.tensor([one.lost > self.loss for one in seen], dtype=torch.bool)
+        needs = needing_all(seen, self.loss, self.forgotten)
         if not bool(needs.any()):
             window = WindowedAttention(site, self.window, self.sinks)
             return Replacement(window, f"window of {self.window} and {self.sinks} sinks for every context")
         if bool(needs.all()):
-            return Refusal(f"every context loses more than {self.loss:g} nats a token in windows", site.output.name)
+            reason = f"every context loses more than {self.loss:g} nats a token in windows, or recalls less"
+            return Refusal(reason, site.output.name)
         features = torch.stack([one.seen[site.output] for one in seen])  # [contexts, 2 * width]
         router, judged = trained_router(features, needs, [one.kind for one in seen])
         if judged.near < LEAST_NEAR * judged.others or judged.needing - judged.full > MOST_LOST * judged.needing:

@@ -4,10 +4,13 @@ Text, text that repeats itself from its start, and the sequences of recall probe
 all of it is longer than what a router reads. What a context loses
 is KL(before || after) in nats a token when every candidate site has a window at once: of all tokens of text, of those
 that repeat, of the answers where recall is asked for. One site alone would say less, since others make up for it.
+Divergence alone does not tell: windows in layers that matter little cost a tenth of a nat where copies are concerned,
+and one copied token in six. So what was told right is counted too, over all contexts of a kind that recalls.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -19,6 +22,7 @@ from compiler.evidence.language import MASK, TOKENS, divergences
 from compiler.evidence.probes.recall import Recall, RecallProbe, recall_batch
 from compiler.lanes import Lane, dead_after
 from compiler.passes.attention.routing.routed_attention import pooled
+from compiler.selection.site_meter import asked_reach
 
 if TYPE_CHECKING:
     from compiler.program import Program
@@ -26,9 +30,11 @@ if TYPE_CHECKING:
     from compiler.sites import Site
 
 TEXT, REPEATED = "text", "repeated text"
-REPEATED_AFTER = 0.5
-"""As a share of what a router reads, so that it sees the repetition begin."""
-MOST_TEXTS = 32
+REPEATED_AFTER = 0.25
+"""Of the way from the window, which a repetition must not fit in, to the end of what a router reads, which must see it
+begin.
+"""
+MOST_TEXTS = 48
 DRAWS = 2
 """How many times each probe draws its sequences."""
 
@@ -44,23 +50,28 @@ class Context:
 
 @dataclass(frozen=True)
 class Observation:
-    """What a context loses in windows, and what each site's router sees of it: [2 * width] by the site's output."""
+    """What a context loses in windows, and what each site's router sees of it: [2 * width] by the site's output.
+
+    Of what recall asks for, `right` tokens were the model's first choice before, and `still_right` are in windows.
+    """
 
     kind: str
     lost: float
+    right: int
+    still_right: int
     seen: Mapping[fx.Node, Tensor]
 
 
-def language_contexts(program: Program, context: PassContext, reach: int, first: int) -> list[Context]:
+def language_contexts(program: Program, context: PassContext, window: int, first: int) -> list[Context]:
     """Contexts for a language model whose routers read the `first` tokens, drawn from calibration data and from probes
-    that ask `reach` tokens back.
+    that ask farther back than a `window` of tokens.
     """
+    reach, span = asked_reach(window), window + int((first - window) * REPEATED_AFTER)
     texts = [tokens for tokens in _texts(program, context) if len(tokens) > first][:MOST_TEXTS]
     found = [Context(TEXT, tokens, torch.arange(len(tokens))) for tokens in texts]
-    for tokens in texts:
-        span = tokens[: max(1, int(first * REPEATED_AFTER))]
-        repeated = span.repeat(-(-len(tokens) // len(span)))[: len(tokens)]
-        found.append(Context(REPEATED, repeated, torch.arange(len(span), len(tokens))))
+    for tokens in texts if span < first else ():
+        repeated = tokens[:span].repeat(-(-len(tokens) // span))[: len(tokens)]
+        found.append(Context(REPEATED, repeated, torch.arange(span, len(tokens))))
     for probe in context.probes:
         if not isinstance(probe, RecallProbe) or not probe.applies(program):
             continue
@@ -91,7 +102,28 @@ def observed(
         after, _ = _run(program, batch, sites, windows, first)
         rows = (logits[0, context.places].float().log_softmax(-1) for logits in (before, after))
         lost = float(divergences(*rows).mean())
-        yield Observation(context.kind, lost, seen)
+        right, still_right = (_told_right(context, logits[0]) for logits in (before, after))
+        yield Observation(context.kind, lost, right, still_right, seen)
+
+
+def needing_all(observations: Sequence[Observation], loss: float, forgotten: float) -> Tensor:
+    """bool [contexts]: those that lose more than `loss` nats a token, and all of a kind that tells less right by more
+    than a share of `forgotten`.
+    """
+    right, still_right = Counter[str](), Counter[str]()
+    for one in observations:
+        right[one.kind] += one.right
+        still_right[one.kind] += one.still_right
+    fewer = {kind for kind, count in right.items() if still_right[kind] < (1 - forgotten) * count}
+    return torch.tensor([one.lost > loss or one.kind in fewer for one in observations], dtype=torch.bool)
+
+
+def _told_right(context: Context, logits: Tensor) -> int:
+    """How many of the tokens that recall asks for are the first choice of logits [tokens, vocabulary]; 0 of text."""
+    if context.kind == TEXT:
+        return 0
+    asked = context.places[context.places + 1 < len(context.tokens)]
+    return int((logits[asked].argmax(-1) == context.tokens[asked + 1]).sum())
 
 
 def _texts(program: Program, context: PassContext) -> list[Tensor]:
